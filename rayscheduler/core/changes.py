@@ -1,0 +1,270 @@
+"""What nodes, devices, replicas, the catalog and its operator do, and what that changes.
+
+Rules of this file: late, repeated or unknown news changes nothing. A replica that is certainly gone (its
+node is lost, its process died) is released at once; anything else only when its exit is confirmed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rayscheduler.core import events as ev
+from rayscheduler.core.fleet import Fleet
+from rayscheduler.core.lifecycle import State
+from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord
+from rayscheduler.core.requests import Requests
+from rayscheduler.core.timers import Timers
+from rayscheduler.core.types import (
+    DeviceId,
+    Model,
+    ModelName,
+    Node,
+    NodeName,
+    RejectCode,
+    ReplicaId,
+    Requirement,
+    StopReason,
+)
+
+
+class Changes:
+    def __init__(self, models: dict[ModelName, ModelRecord], fleet: Fleet, requests: Requests, timers: Timers) -> None:
+        self._models = models
+        self._fleet = fleet
+        self._requests = requests
+        self._timers = timers
+        self._standing: list[ModelRecord] | None = None
+
+    def standing(self) -> list[ModelRecord]:
+        """Models with standing wishes (`replicas.min`, `preload`), by priority, then name."""
+        if self._standing is None:
+            wishes = (r for r in self._models.values() if r.model.replicas_min or r.model.preload)
+            self._standing = sorted(wishes, key=lambda r: (-r.model.priority, r.name))
+        return self._standing
+
+    def _changed_cluster(self) -> None:
+        self._fleet.epoch += 1
+        self._fleet.topology += 1
+        self._fleet.freed = True
+
+    # -- nodes and devices ------------------------------------------------------------------------
+
+    def node_joined(self, node: Node) -> None:
+        if node.name in self._fleet.ledger.accounts:
+            return
+        self._fleet.ledger.add_node(node)
+        self._requests.node_has_joined = True
+        self._changed_cluster()
+
+    def node_lost(self, name: NodeName, now_ms: int) -> None:
+        """Its replicas are gone with it; of one across several nodes the rest still has to leave."""
+        if name not in self._fleet.ledger.accounts:
+            return
+        replicas = self._fleet.on_node(name)
+        self._fleet.ledger.remove_node(name)
+        self._changed_cluster()
+        for replica in replicas:
+            self._requests.drop_leases(replica)
+            elsewhere = [n for n in replica.placement.nodes if n in self._fleet.ledger.accounts]
+            if elsewhere and replica.state is not State.STOPPING:
+                self._fleet.stop(replica, StopReason.NODE_LOST, now_ms)
+            elif not elsewhere:
+                self._fleet.lost(replica, StopReason.NODE_LOST, now_ms)
+
+    def device_lost(self, device: DeviceId, now_ms: int) -> None:
+        account = self._fleet.ledger.account_of(device)
+        if account is None or account.lost[account.index[device]]:
+            return
+        self._fleet.ledger.lose_device(device)
+        self._changed_cluster()
+        for replica in self._fleet.on_device(device):
+            if replica.state is not State.STOPPING:
+                self._requests.drop_leases(replica)
+                self._fleet.stop(replica, StopReason.DEVICE_LOST, now_ms)
+
+    def memory_observed(self, device: DeviceId, used_by_others_bytes: int) -> None:
+        if self._fleet.ledger.account_of(device) is None:
+            return
+        before = self._fleet.ledger.observe(device, used_by_others_bytes)
+        if used_by_others_bytes < before:
+            self._fleet.epoch += 1
+            self._fleet.freed = True
+        elif used_by_others_bytes > before:
+            self._fleet.pressed.add(device)
+
+    def relieve(self, now_ms: int) -> None:
+        """Where others and our reservations exceed a device: stop idle unpinned replicas, least valuable
+        first, until it fits. Serving ones stay, and the device stays on the list until it does fit."""
+        for device in sorted(self._fleet.pressed):
+            account = self._fleet.ledger.account_of(device)
+            if account is None or account.lost[account.index[device]]:
+                self._fleet.pressed.discard(device)
+                continue
+            missing = -self._fleet.ledger.free_bytes(device)
+            if missing <= 0:
+                self._fleet.pressed.discard(device)
+                continue
+            replicas = self._fleet.on_device(device)
+            missing -= sum(_bytes_on(r, device) for r in replicas if r.state is State.STOPPING)
+            idle = [r for r in replicas if r.state is State.RUNNING and not r.leases and not r.model.model.pinned]
+            idle.sort(key=lambda r: (r.model.value(now_ms), r.used_ms, r.id_key))
+            for replica in idle:
+                if missing <= 0:
+                    break
+                missing -= _bytes_on(replica, device)
+                self._fleet.stop(replica, StopReason.MEMORY_PRESSURE, now_ms)
+
+    # -- the catalog and its operator -------------------------------------------------------------
+
+    def model_deployed(self, model: Model) -> None:
+        record = self._models.get(model.name)
+        if record is None:
+            self._models[model.name] = ModelRecord(model)
+        else:
+            record.model = model
+            record.ever = (-1, False)
+        self._standing = None
+        self._changed_cluster()
+
+    def pin(self, name: ModelName, pinned: bool) -> None:
+        record = self._models.get(name)
+        if record is not None and record.model.pinned != pinned:
+            self.model_deployed(replace(record.model, pinned=pinned))
+
+    def model_removed(self, name: ModelName, now_ms: int) -> None:
+        record = self._models.pop(name, None)
+        if record is None:
+            return
+        record.in_catalog = False
+        self._standing = None
+        self._unload(record, StopReason.MODEL_REMOVED, RejectCode.MODEL_NOT_FOUND, now_ms)
+
+    def load_asked(self, name: ModelName, now_ms: int) -> None:
+        """Wanted from now on until it runs; nothing to do where a replica is there or coming."""
+        record = self._models.get(name)
+        if record is None or self._requests.shutting_down:
+            return
+        record.unloaded = record.idled = False
+        self._fleet.freed = True
+        serving = record.serving()
+        for replica in serving:
+            if replica.origin is Origin.REQUEST:
+                replica.origin, replica.abandoned = Origin.LOAD, False
+        if not serving and record.wanted is None:
+            record.wanted = self._requests.next_order(record.model.priority)
+            record.wanted_since_ms = now_ms
+            self._requests.wanting[name] = record
+            if self._requests.patience_ms is not None:
+                self._timers.condition(now_ms + self._requests.patience_ms, record)
+
+    def unload_asked(self, name: ModelName, now_ms: int) -> None:
+        record = self._models.get(name)
+        if record is not None:
+            record.unloaded = True
+            self._unload(record, StopReason.UNLOADED, RejectCode.UNLOADED, now_ms)
+
+    def _unload(self, record: ModelRecord, reason: StopReason, code: RejectCode, now_ms: int) -> None:
+        record.wanted = None
+        what = "was unloaded" if reason is StopReason.UNLOADED else "was removed from the catalog"
+        for replica in list(record.replicas.values()):
+            if replica.state is not State.STOPPING:
+                self._requests.drop_leases(replica)
+                self._fleet.stop(replica, reason, now_ms)
+        self._requests.reject_all([record], code, f"{record.name} {what}")
+        self._requests.wanting.pop(record.name, None)
+
+    def shut_down(self, now_ms: int) -> None:
+        self._requests.shutting_down = True
+        for replica in sorted(self._fleet.replicas.values(), key=lambda r: r.id_key):
+            if replica.state is not State.STOPPING and replica.id in self._fleet.replicas:
+                self._requests.drop_leases(replica)
+                self._fleet.stop(replica, StopReason.SHUTDOWN, now_ms)
+        for record in self._models.values():
+            record.wanted = None
+        self._requests.reject_all(self._models.values(), RejectCode.SHUTTING_DOWN, "the service is shutting down")
+        self._requests.wanting.clear()
+
+    # -- replicas ---------------------------------------------------------------------------------
+
+    def replica_started(self, name: ReplicaId, load_ms: int | None, now_ms: int) -> None:
+        replica = self._fleet.replicas.get(name)
+        if replica is None or replica.state is not State.STARTING:
+            return
+        record = replica.model
+        replica.move(State.RUNNING, now_ms)
+        replica.abandoned = False
+        replica.used_ms = now_ms
+        self._fleet.epoch += 1
+        record.failures, record.backoff_until_ms, record.last_error = 0, None, ""
+        record.wanted = None
+        record.idled = False
+        if load_ms is not None and load_ms != record.model.load_ms:
+            record.model = replace(record.model, load_ms=load_ms)
+        if record.waiting:
+            self._requests.may_grant(record)
+        else:
+            self._requests.wanting.pop(record.name, None)
+        self._requests.idle(replica)
+        self._fleet.pressed.update(replica.placement.devices)
+
+    def replica_failed(self, event: ev.ReplicaFailed, now_ms: int) -> None:
+        """A load that failed rejects whoever waits for the model, unless another replica of it is there or
+        coming; after a crash they wait. Either way the model backs off."""
+        replica = self._fleet.replicas.get(event.replica)
+        if replica is None or replica.state is State.PENDING:
+            return
+        record = replica.model
+        if replica.state is State.STOPPING:
+            self._fleet.gone(replica, now_ms)
+            return
+        self._requests.drop_leases(replica)
+        failed_load = event.kind is ev.FailureKind.LOAD and replica.state is State.STARTING
+        reason = StopReason.LOAD_FAILED if failed_load else StopReason.CRASHED
+        self._fleet.lost(replica, reason, now_ms)
+        record.last_error = event.detail or str(reason)
+        self._timers.condition(record.back_off(now_ms), record)
+        if failed_load and not record.serving():
+            cause = f": {event.detail}" if event.detail else ""
+            self._requests.reject_all([record], RejectCode.LOAD_FAILED, f"{record.name} could not be loaded{cause}")
+
+    def replica_stopped(self, name: ReplicaId, now_ms: int) -> None:
+        """The exit is confirmed. If nobody asked for it, it is a crash."""
+        replica = self._fleet.replicas.get(name)
+        if replica is None or replica.state is State.PENDING:
+            return
+        if replica.state is State.STOPPING:
+            self._fleet.gone(replica, now_ms)
+        else:
+            self.replica_failed(ev.ReplicaFailed(name, ev.FailureKind.CRASH, "it stopped unasked"), now_ms)
+
+    def replica_found(self, event: ev.ReplicaFound, now_ms: int) -> None:
+        """Adopt it; one whose model is not in the catalog is stopped, holding its bytes until it is gone."""
+        if event.replica in self._fleet.replicas:
+            return
+        record = self._models.get(event.model)
+        known = record is not None
+        if record is None:
+            record = ModelRecord(_orphan(event.model))
+            record.in_catalog = False
+        serial = int(event.replica.rpartition("#")[2])
+        replica = self._fleet.adopt(record, serial, event.placement, event.running, now_ms)
+        replica.used_ms = now_ms - event.idle_ms
+        for request, holder in event.leases.items():
+            if request not in self._fleet.requests:
+                self._fleet.hold(request, holder, replica)
+                self._requests.hold(request, holder)
+        if not known:
+            self._requests.drop_leases(replica)
+            self._fleet.stop(replica, StopReason.MODEL_REMOVED, now_ms)
+        elif event.running and not replica.leases:
+            self._requests.idle(replica)
+        self._requests.may_grant(record)
+
+
+def _bytes_on(replica: ReplicaRecord, device: DeviceId) -> int:
+    place = replica.placement
+    return sum(size for name, size in zip(place.devices, place.device_bytes, strict=True) if name == device)
+
+
+def _orphan(name: ModelName) -> Model:
+    return Model(name, Requirement(bytes_by_count={}))

@@ -1,0 +1,60 @@
+"""What to do, in the imperative: the only thing that comes out of `Scheduler.handle`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayscheduler.core.types import (
+    HTTP_STATUS,
+    ModelName,
+    Placement,
+    RejectCode,
+    ReplicaId,
+    RequestId,
+    StopReason,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StartReplica:
+    """Start it now: every victim's exit is confirmed. `why` is one sentence for people."""
+
+    replica: ReplicaId
+    model: ModelName
+    placement: Placement
+    evicts: tuple[ReplicaId, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StopReplica:
+    """Stop it now, or clean up after it (`NODE_LOST`, `LOAD_FAILED`, `CRASHED`: it is already gone)."""
+
+    replica: ReplicaId
+    model: ModelName
+    reason: StopReason
+    makes_way_for: ReplicaId | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    request: RequestId
+    replica: ReplicaId
+    model: ModelName
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    request: RequestId
+    model: ModelName
+    code: RejectCode
+    message: str
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that the client sees."""
+        return HTTP_STATUS[self.code]
+
+
+Decision = StartReplica | StopReplica | Grant | Reject

@@ -1,0 +1,208 @@
+"""The replicas: their lifecycle, their leases, and the bytes that they hold from promise to confirmed exit.
+
+Rules of this file: every state change goes through `ReplicaRecord.move`, every byte through the ledger.
+A reservation is made when a replica is promised room and released only when its exit is confirmed.
+`epoch` counts the changes that may let a plan succeed that found no place before; `topology` those that
+may change what fits an empty cluster.
+"""
+
+from __future__ import annotations
+
+from rayscheduler.core.decisions import Decision, StartReplica, StopReplica
+from rayscheduler.core.ledger import Ledger
+from rayscheduler.core.lifecycle import State
+from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
+from rayscheduler.core.types import DeviceId, HolderId, NodeName, Placement, Plan, ReplicaId, RequestId, StopReason
+
+
+class Fleet:
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.replicas: dict[ReplicaId, ReplicaRecord] = {}
+        self.requests: dict[RequestId, Waiting | ReplicaRecord] = {}
+        self.out: list[Decision] = []  # the decisions of the event being handled
+        self.epoch = 0
+        self.topology = 0
+        self.leases = 0
+        self.freed = True  # memory became free since standing wishes were last looked at
+        self.pressed: set[DeviceId] = set()  # devices where others and we together may exceed what there is
+        self._awaited: dict[ReplicaId, list[ReplicaRecord]] = {}  # victim -> PENDING replicas that wait for it
+        self._ready: list[ReplicaRecord] = []  # PENDING, and everything they waited for is gone
+
+    # -- coming -----------------------------------------------------------------------------------
+
+    def promise(
+        self, model: ModelRecord, plan: Plan, also_awaits: frozenset[ReplicaId], origin: Origin, now_ms: int, why: str
+    ) -> ReplicaRecord:
+        """Reserve room for a new replica and send its victims away; it starts when all of them are gone.
+
+        `also_awaits`: replicas that are leaving already and must be gone as well.
+        """
+        model.serial += 1
+        replica = ReplicaRecord(model, model.serial, State.PENDING, plan.placement, origin, now_ms)
+        replica.why = why
+        self._add(replica)
+        self.ledger.reserve(replica.id, plan.placement, frozenset(plan.evictions))
+        self._moved_pinned(model)
+        replica.evicts = plan.evictions
+        replica.waits_for = {*plan.evictions, *also_awaits}
+        for name in sorted(replica.waits_for):
+            self._awaited.setdefault(name, []).append(replica)
+        for name in plan.evictions:
+            victim = self.replicas[name]
+            victim.makes_way_for = replica.id
+            if victim.leases:
+                victim.stop_reason = StopReason.EVICTED
+                victim.move(State.DRAINING, now_ms)
+            else:
+                self.stop(victim, StopReason.ABANDONED if victim.abandoned else StopReason.EVICTED, now_ms)
+        if not replica.waits_for:
+            self._start(replica, now_ms)
+        return replica
+
+    def adopt(self, model: ModelRecord, serial: int, placement: Placement, running: bool, now_ms: int) -> ReplicaRecord:
+        """Take over a replica that exists already."""
+        replica = ReplicaRecord(
+            model, serial, State.RUNNING if running else State.STARTING, placement, Origin.FOUND, now_ms
+        )
+        model.serial = max(model.serial, serial)
+        self._add(replica)
+        self.ledger.reserve(replica.id, placement)
+        self._moved_pinned(model)
+        self.pressed.update(placement.devices)
+        self.epoch += 1
+        return replica
+
+    def _add(self, replica: ReplicaRecord) -> None:
+        self.replicas[replica.id] = replica
+        replica.model.replicas[replica.id] = replica
+
+    def _start(self, replica: ReplicaRecord, now_ms: int) -> None:
+        replica.move(State.STARTING, now_ms)
+        self.out.append(StartReplica(replica.id, replica.model.name, replica.placement, replica.evicts, replica.why))
+
+    def start_ready(self, now_ms: int) -> bool:
+        """Start the PENDING replicas whose victims are gone; False if one found its room taken meanwhile."""
+        all_fit = True
+        ready, self._ready = self._ready, []
+        for replica in ready:
+            if replica.state is not State.PENDING:
+                continue
+            if self.ledger.fits_now(replica.placement) and not self._on_lost_device(replica.placement):
+                self._start(replica, now_ms)
+            else:
+                self.give_up(replica, now_ms)
+                all_fit = False
+        return all_fit
+
+    def _on_lost_device(self, placement: Placement) -> bool:
+        for device in placement.devices:
+            account = self.ledger.account_of(device)
+            if account is None or account.lost[account.index[device]]:
+                return True
+        return False
+
+    # -- leaving ----------------------------------------------------------------------------------
+
+    def stop(self, replica: ReplicaRecord, reason: StopReason, now_ms: int) -> None:
+        """Send the stop, serving or not. Its bytes stay reserved until the exit is confirmed."""
+        if replica.state is State.PENDING:
+            self.give_up(replica, now_ms)
+            return
+        self._say_stop(replica, reason)
+        self._end_leases(replica)
+        replica.stop_reason = reason
+        replica.move(State.STOPPING, now_ms)
+        self.epoch += 1
+        self.freed = True  # a standing wish may be unmet now
+        self._moved_pinned(replica.model)
+
+    def lost(self, replica: ReplicaRecord, reason: StopReason, now_ms: int) -> None:
+        """It is gone already: say so, unless its stop was sent before, and release what it held."""
+        if replica.state is State.PENDING:
+            self.give_up(replica, now_ms)
+            return
+        if replica.state is not State.STOPPING:
+            self._say_stop(replica, reason)
+        self.gone(replica, now_ms)
+
+    def _say_stop(self, replica: ReplicaRecord, reason: StopReason) -> None:
+        way = replica.makes_way_for if reason in (StopReason.EVICTED, StopReason.ABANDONED) else None
+        why = f"makes way for {way}" if way else ""
+        self.out.append(StopReplica(replica.id, replica.model.name, reason, way, why))
+
+    def give_up(self, replica: ReplicaRecord, now_ms: int) -> None:
+        """Drop a PENDING replica: nothing was started, so nothing is said. Its victims leave all the same."""
+        for name in replica.evicts:
+            victim = self.replicas.get(name)
+            if victim is not None and victim.makes_way_for == replica.id:
+                victim.makes_way_for = None
+        for name in replica.waits_for:
+            self._awaited[name].remove(replica)
+        self.gone(replica, now_ms)
+
+    def gone(self, replica: ReplicaRecord, now_ms: int) -> None:
+        """The exit is confirmed: release the bytes and tell whoever waited for them."""
+        self._end_leases(replica)
+        replica.move(State.STOPPED, now_ms)
+        del self.replicas[replica.id]
+        del replica.model.replicas[replica.id]
+        self.ledger.release(replica.id, replica.placement)
+        self._moved_pinned(replica.model)
+        self.epoch += 1
+        self.freed = True
+        for waiter in self._awaited.pop(replica.id, ()):
+            waiter.waits_for.discard(replica.id)
+            if not waiter.waits_for:
+                self._ready.append(waiter)
+
+    def _moved_pinned(self, model: ModelRecord) -> None:
+        if model.model.pinned:
+            self.topology += 1
+
+    # -- leases -----------------------------------------------------------------------------------
+
+    def lease(self, waiting: Waiting, replica: ReplicaRecord) -> None:
+        self.hold(waiting.request, waiting.holder, replica)
+
+    def hold(self, request: RequestId, holder: HolderId, replica: ReplicaRecord) -> None:
+        """A lease that was found, not granted."""
+        replica.leases[request] = holder
+        self.requests[request] = replica
+        self.leases += 1
+
+    def end_lease(self, request: RequestId, replica: ReplicaRecord, now_ms: int) -> None:
+        """One request is done; a drained replica stops with its last one."""
+        del replica.leases[request]
+        del self.requests[request]
+        self.leases -= 1
+        replica.used_ms = now_ms
+        if replica.leases:
+            return
+        if replica.state is State.DRAINING:
+            self.stop(replica, replica.stop_reason or StopReason.EVICTED, now_ms)
+        else:
+            self.epoch += 1
+
+    def _end_leases(self, replica: ReplicaRecord) -> None:
+        for request in replica.leases:
+            del self.requests[request]
+        self.leases -= len(replica.leases)
+        replica.leases.clear()
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    def on_node(self, name: NodeName) -> list[ReplicaRecord]:
+        """The replicas with a reservation on a node, in the order of their ids."""
+        held = self.ledger.accounts[name].reservations
+        return sorted((self.replicas[r] for r in held), key=lambda r: r.id_key)
+
+    def on_device(self, device: DeviceId) -> list[ReplicaRecord]:
+        account = self.ledger.account_of(device)
+        if account is None:
+            return []
+        return [r for r in self.on_node(account.node.name) if device in r.placement.devices]
+
+    def pinned_ids(self) -> list[ReplicaId]:
+        """The replicas that nobody may move: of pinned models, there or on their way."""
+        return [r.id for r in self.replicas.values() if r.model.model.pinned and r.serves()]

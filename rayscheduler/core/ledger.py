@@ -1,0 +1,196 @@
+"""The one ledger: who holds which bytes of which device, and what is left.
+
+Rules of this file: it is the only place that adds and subtracts memory. Nothing is incremented when
+something is freed: what is left is *recomputed* from the reservations that are held, so a double
+release cannot create memory. A reservation that waits for others to leave (`overlaps`) may lie over
+their bytes and nobody else's: while they are there a device counts the larger of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rayscheduler.core.types import DeviceId, Node, NodeName, Placement, ReplicaId
+
+UNLIMITED = 1 << 62  # of bytes or millicpus, where a node names no limit
+LOST = -(1 << 62)  # what is free on a device that is gone
+
+
+class NodeRoom:
+    """What is left on one node right now. Lists run in the order of the node's devices.
+
+    `free` in bytes may be negative (others took memory). `load` is the bytes reserved by our replicas.
+    """
+
+    __slots__ = ("device_load", "free", "free_host", "free_millicpus", "load", "node")
+
+    def __init__(self, node: Node, load: list[int], free: list[int], host: int, millicpus: int) -> None:
+        self.node = node
+        self.load = load
+        self.free = free
+        self.free_host = host
+        self.free_millicpus = millicpus
+        self.device_load = sum(load)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    placement: Placement
+    overlaps: frozenset[ReplicaId]
+
+
+class NodeAccount:
+    """The reservations on one node, and what other programs use there."""
+
+    __slots__ = ("_room", "index", "lost", "node", "others", "reservations", "shape")
+
+    def __init__(self, node: Node, shape: int) -> None:
+        self.node = node
+        self.shape = shape  # equal for nodes that differ only in their names
+        self.index = {device.id: i for i, device in enumerate(node.devices)}
+        self.others = [0] * len(node.devices)
+        self.lost = [False] * len(node.devices)
+        self.reservations: dict[ReplicaId, Reservation] = {}
+        self._room: NodeRoom | None = None
+
+    def changed(self) -> None:
+        self._room = None
+
+    def room(self) -> NodeRoom:
+        """What is left, recomputed from the reservations when they have changed."""
+        if self._room is None:
+            self._room = self._recomputed(self.reservations)
+        return self._room
+
+    def room_with_only(self, replicas: Iterable[ReplicaId]) -> NodeRoom:
+        """What would be left if only these replicas were here, and no other program."""
+        kept = {name: self.reservations[name] for name in replicas if name in self.reservations}
+        return self._recomputed(kept, count_others=False)
+
+    def _recomputed(self, held: Mapping[ReplicaId, Reservation], count_others: bool = True) -> NodeRoom:
+        node, index = self.node, self.index
+        load = [0] * len(node.devices)
+        host = millicpus = 0
+        for reservation in held.values():
+            place = reservation.placement
+            charge = [0] * len(load)
+            for device, size in zip(place.devices, place.device_bytes, strict=True):
+                at = index.get(device)
+                if at is not None:
+                    charge[at] += size
+            under_host = under_millicpus = 0
+            if reservation.overlaps:
+                under, under_host, under_millicpus = self._overlapped(held, reservation.overlaps)
+                charge = [max(0, mine - theirs) for mine, theirs in zip(charge, under, strict=True)]
+            for at, size in enumerate(charge):
+                load[at] += size
+            host += max(0, place.host_bytes - under_host)
+            millicpus += max(0, place.millicpus - under_millicpus)
+        free = [
+            LOST if lost else device.capacity_bytes - device.headroom_bytes - size - (others if count_others else 0)
+            for device, size, others, lost in zip(node.devices, load, self.others, self.lost, strict=True)
+        ]
+        free_host = (UNLIMITED if node.memory_bytes is None else node.memory_bytes) - host
+        if node.device_is_host_memory:
+            free[0] -= host
+            free_host = free[0]
+            load[0] += host
+        free_millicpus = (UNLIMITED if node.millicpus is None else node.millicpus) - millicpus
+        return NodeRoom(node, load, free, free_host, free_millicpus)
+
+    def _overlapped(
+        self, held: Mapping[ReplicaId, Reservation], names: frozenset[ReplicaId]
+    ) -> tuple[list[int], int, int]:
+        """Bytes per device, host bytes and millicpus that those of `names` still hold here."""
+        sizes = [0] * len(self.node.devices)
+        host = millicpus = 0
+        for name in names:
+            other = held.get(name)
+            if other is None:
+                continue
+            for device, size in zip(other.placement.devices, other.placement.device_bytes, strict=True):
+                at = self.index.get(device)
+                if at is not None:
+                    sizes[at] += size
+            host += other.placement.host_bytes
+            millicpus += other.placement.millicpus
+        return sizes, host, millicpus
+
+
+class Ledger:
+    """All nodes and all reservations. A replica holds at most one reservation, on one or more nodes."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[NodeName, NodeAccount] = {}
+        self._home: dict[DeviceId, NodeAccount] = {}
+        self._shapes: dict[object, int] = {}
+
+    def add_node(self, node: Node) -> None:
+        account = NodeAccount(node, self._shape_of(node))
+        self.accounts[node.name] = account
+        for device in node.devices:
+            self._home[device.id] = account
+
+    def _shape_of(self, node: Node) -> int:
+        devices = tuple((d.capacity_bytes, d.headroom_bytes, d.type) for d in node.devices)
+        labels = tuple(sorted(node.labels.items()))
+        signature = (node.backend, devices, labels, node.millicpus, node.memory_bytes, node.device_is_host_memory)
+        return self._shapes.setdefault(signature, len(self._shapes))
+
+    def remove_node(self, name: NodeName) -> None:
+        for device in self.accounts.pop(name).node.devices:
+            del self._home[device.id]
+
+    def account_of(self, device: DeviceId) -> NodeAccount | None:
+        return self._home.get(device)
+
+    def lose_device(self, device: DeviceId) -> None:
+        account = self._home[device]
+        account.lost[account.index[device]] = True
+        account.changed()
+
+    def observe(self, device: DeviceId, used_by_others_bytes: int) -> int:
+        """Note a reading; the bytes that others used there before it."""
+        account = self._home[device]
+        at = account.index[device]
+        before = account.others[at]
+        account.others[at] = used_by_others_bytes
+        account.changed()
+        return before
+
+    def reserve(self, replica: ReplicaId, placement: Placement, overlaps: frozenset[ReplicaId] = frozenset()) -> None:
+        """Hold `placement` for `replica`, over the bytes of `overlaps` while those are there."""
+        reservation = Reservation(placement, overlaps)
+        for name in placement.nodes:
+            account = self.accounts.get(name)
+            if account is not None:
+                account.reservations[replica] = reservation
+                account.changed()
+
+    def release(self, replica: ReplicaId, placement: Placement) -> None:
+        """Let go of what `replica` holds; nothing happens when it holds nothing."""
+        for name in placement.nodes:
+            account = self.accounts.get(name)
+            if account is not None and account.reservations.pop(replica, None) is not None:
+                account.changed()
+
+    def holds(self, replica: ReplicaId, placement: Placement) -> bool:
+        return any(name in self.accounts and replica in self.accounts[name].reservations for name in placement.nodes)
+
+    def free_bytes(self, device: DeviceId) -> int:
+        account = self._home[device]
+        return account.room().free[account.index[device]]
+
+    def fits_now(self, placement: Placement) -> bool:
+        """Whether the present nodes hold all that is reserved there, this placement being reserved already."""
+        for name in placement.nodes:
+            account = self.accounts.get(name)
+            if account is None:
+                return False
+            room = account.room()
+            if room.free_host < 0 or room.free_millicpus < 0:
+                return False
+            if any(room.free[account.index[d]] < 0 for d in placement.devices if d in account.index):
+                return False
+        return True

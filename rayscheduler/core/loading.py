@@ -1,0 +1,273 @@
+"""Which models need one more replica, in whose name, and what may leave for it: the planning half of a pass.
+
+Rules of this file. The queue is walked by priority, then arrival; requests that a running or coming
+replica will serve are passed over (they join it). A request that cannot be planned blocks nobody, except
+past its patience: then nothing behind it is newly loaded. Standing wishes (`replicas.min`, `preload`)
+come last and take free memory only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
+
+from rayscheduler.core.fleet import Fleet
+from rayscheduler.core.lifecycle import State
+from rayscheduler.core.planner import Leaving, Planner
+from rayscheduler.core.policies import Policy
+from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
+from rayscheduler.core.types import (
+    ModelName,
+    NodeName,
+    NoFit,
+    Placement,
+    Plan,
+    ReplicaId,
+    Settings,
+)
+from rayscheduler.core.victims import Candidate
+
+GIB = 1 << 30
+
+
+class Rivals:
+    """The replicas that a policy wants gone before a model loads."""
+
+    __slots__ = ("blocked", "leaving", "must")
+
+    def __init__(self) -> None:
+        self.must: list[Candidate] = []  # they can go now
+        self.leaving: set[ReplicaId] = set()  # they are going already
+        self.blocked = False  # one of them cannot go now
+
+
+class Loader:
+    def __init__(self, fleet: Fleet, planner: Planner, policy: Policy, settings: Settings) -> None:
+        self._fleet = fleet
+        self.planner = planner
+        self._policy = policy
+        self._settings = settings
+
+    # -- the walk ---------------------------------------------------------------------------------
+
+    def plan_all(self, models: Iterable[ModelRecord], standing: Sequence[ModelRecord], now_ms: int) -> None:
+        """Plan for every model that waits (`models`), then for standing wishes, best first."""
+        barred = self._plan_strictly(list(models), now_ms) if self._policy.strict else self._plan_queue(models, now_ms)
+        if not barred and self._fleet.freed:
+            self._fleet.freed = False
+            self._fulfil(standing, now_ms)
+
+    def _plan_queue(self, models: Iterable[ModelRecord], now_ms: int) -> bool:
+        """True when a request past its patience bars everything behind it."""
+        heap: list[tuple[tuple[int, int], int, ModelRecord, bool]] = []
+        for model in models:
+            heap.extend(self._turns(model, now_ms))
+        heapify(heap)
+        while heap:
+            _, _, model, patient = heappop(heap)
+            if not self._needs_one_more(model) or self._backing_off(model, now_ms):
+                continue
+            origin = Origin.REQUEST if self._uncovered(model) else Origin.LOAD
+            if self._load(model, patient, origin, now_ms):
+                for turn in self._turns(model, now_ms):
+                    heappush(heap, turn)
+            elif patient and self.fits_ever(model):
+                return True
+        return False
+
+    def _turns(self, model: ModelRecord, now_ms: int) -> list[tuple[tuple[int, int], int, ModelRecord, bool]]:
+        """When this model's next load has its turn: in the name of its first request that nothing will
+        serve yet, and again in that of its first one past patience; or of the operator who wants it."""
+        if not self._needs_one_more(model):
+            return []
+        turns = []
+        uncovered = self._uncovered(model)
+        if uncovered:
+            patient = next((w for w in uncovered if self._is_past_patience(w.arrived_ms, now_ms)), None)
+            if patient is not uncovered[0]:
+                turns.append((uncovered[0].order, 0, model, False))
+            if patient is not None:
+                turns.append((patient.order, 1, model, True))
+        if model.wanted is not None and not model.serving():
+            patient_load = self._is_past_patience(model.wanted_since_ms, now_ms)
+            turns.append((model.wanted, 2, model, patient_load))
+        return turns
+
+    def _is_past_patience(self, since_ms: int, now_ms: int) -> bool:
+        patience_ms = self._settings.patience_ms
+        return patience_ms is not None and now_ms - since_ms >= patience_ms
+
+    def _uncovered(self, model: ModelRecord) -> list[Waiting]:
+        """The waiting requests that no running or coming replica has a place for, in order."""
+        if not model.waiting:
+            return []
+        return model.waiting[self.places(model.serving(), model) :]
+
+    def places(self, replicas: Iterable[ReplicaRecord], model: ModelRecord) -> int:
+        """Leases that these replicas of a model can still give, once they run."""
+        return sum(max(0, model.model.concurrency - len(replica.leases)) for replica in replicas)
+
+    def _needs_one_more(self, model: ModelRecord) -> bool:
+        serving = model.serving()
+        if not serving and model.wanted is not None:
+            return True
+        return len(serving) < model.model.replicas_max and len(model.waiting) > self.places(serving, model)
+
+    def _backing_off(self, model: ModelRecord, now_ms: int) -> bool:
+        return model.backoff_until_ms is not None and now_ms < model.backoff_until_ms
+
+    def _plan_strictly(self, models: list[ModelRecord], now_ms: int) -> bool:
+        """Load for the oldest request of all, or, when none waits, for the operator; one at a time."""
+        waiting = [m for m in models if m.waiting and (m.serving() or self.fits_ever(m))]
+        if waiting:
+            head = min(waiting, key=lambda m: m.waiting[0].order)
+        else:
+            wanted = [m for m in models if m.wanted is not None and not m.serving() and self.fits_ever(m)]
+            if not wanted:
+                return False
+            head = min(wanted, key=lambda m: m.wanted or (0, 0))
+        if not head.serving() and not self._fleet.leases and not self._backing_off(head, now_ms):
+            self._load(head, False, Origin.REQUEST if waiting else Origin.LOAD, now_ms)
+        return True
+
+    def _fulfil(self, standing: Sequence[ModelRecord], now_ms: int) -> None:
+        for model in standing:
+            while (
+                len(model.serving()) < model.standing_wish()
+                and not self._backing_off(model, now_ms)
+                and self._load(model, False, Origin.STANDING, now_ms)
+            ):
+                pass
+
+    # -- one load ---------------------------------------------------------------------------------
+
+    def _load(self, model: ModelRecord, drain: bool, origin: Origin, now_ms: int) -> bool:
+        """Plan one more replica and carry the plan out; False when there is no plan now."""
+        evict = origin is not Origin.STANDING
+        epoch, drained = model.no_fit
+        if evict and epoch == self._fleet.epoch and drained >= drain:
+            return False
+        plan, awaits = self.plan(model, now_ms, drain=drain, evict=evict)
+        if isinstance(plan, NoFit):
+            if evict:
+                model.no_fit = (self._fleet.epoch, drain)
+            return False
+        self._fleet.promise(model, plan, awaits, origin, now_ms, self.sentence(model, plan, now_ms))
+        return True
+
+    def plan(
+        self, model: ModelRecord, now_ms: int, drain: bool = False, evict: bool = True
+    ) -> tuple[Plan | NoFit, frozenset[ReplicaId]]:
+        """The best plan for one more replica, and the exits that it waits for besides its victims'."""
+        rivals = self._rivals(model, drain, now_ms)
+        if rivals.blocked or (not evict and (rivals.must or rivals.leaving)):
+            return NoFit(ever=self.fits_ever(model)), frozenset()
+        leaving = self.leaving(model, drain, now_ms, rivals.must)
+        plan = self.planner.plan(model.model, leaving, evict and not self._policy.strict)
+        if isinstance(plan, NoFit):
+            return NoFit(ever=self.fits_ever(model)), frozenset()
+        return plan, frozenset(rivals.leaving)
+
+    def fits_ever(self, model: ModelRecord) -> bool:
+        """Whether it fits the present nodes, empty of all that is not pinned."""
+        topology, answer = model.ever
+        if topology != self._fleet.topology:
+            answer = self.planner.fits_ever(model.model, self._fleet.pinned_ids())
+            model.ever = (self._fleet.topology, answer)
+        return answer
+
+    # -- who may leave ----------------------------------------------------------------------------
+
+    def leaving(self, loading: ModelRecord, drain: bool, now_ms: int, must: Sequence[Candidate] = ()) -> Leaving:
+        """Who may leave for `loading`. `must`: who leaves in any case, and so is no candidate."""
+        sent = {candidate.id for candidate in must}
+        fleet = self._fleet
+        by_node: dict[NodeName, list[Candidate]] = {}
+        placements: dict[ReplicaId, Placement] = {c.id: fleet.replicas[c.id].placement for c in must}
+        spare: dict[ModelName, int] = {}
+        for replica in fleet.replicas.values():
+            if replica.model is loading or replica.id in sent:
+                continue
+            candidate = self.candidate(replica, drain, now_ms)
+            if candidate is None:
+                continue
+            placements[replica.id] = replica.placement
+            for node in replica.placement.nodes:
+                by_node.setdefault(node, []).append(candidate)
+            minimum = replica.model.standing_minimum()
+            if minimum and replica.model.name not in spare:
+                gone = sum(1 for c in must if c.model == replica.model.name)
+                spare[replica.model.name] = max(0, len(replica.model.serving()) - gone - minimum)
+        return Leaving(by_node, placements, spare, tuple(must))
+
+    def candidate(self, replica: ReplicaRecord, drain: bool, now_ms: int) -> Candidate | None:
+        """The replica as one that may leave now, or None. `drain`: busy and fresh ones may too."""
+        model = replica.model
+        if model.model.pinned:
+            return None
+        if replica.abandoned and replica.state is State.STARTING:
+            return Candidate(replica.id, replica.id_key, model.name, False, 0, replica.since_ms)
+        if replica.state is not State.RUNNING:
+            return None
+        busy = bool(replica.leases)
+        fresh = busy or now_ms - replica.used_ms < self._settings.stale_after_ms
+        if fresh and not drain:
+            return None
+        used_ms = now_ms if busy else replica.used_ms
+        return Candidate(replica.id, replica.id_key, model.name, fresh, model.value(now_ms), used_ms)
+
+    def _rivals(self, loading: ModelRecord, drain: bool, now_ms: int) -> Rivals:
+        found = Rivals()
+        if not self._policy.has_rivals:
+            return found
+        protected: dict[ModelName, int] = {}
+        rivals = (
+            r
+            for r in self._fleet.replicas.values()
+            if r.model is not loading and self._policy.rivals(loading.name, r.model.name)
+        )
+        for replica in sorted(rivals, key=lambda r: (r.used_ms, r.id_key)):
+            model = replica.model
+            if replica.state in (State.DRAINING, State.STOPPING):
+                found.leaving.add(replica.id)
+                continue
+            if model.model.pinned:
+                continue
+            spare = protected.setdefault(model.name, len(model.serving()) - model.standing_minimum())
+            if spare <= 0:
+                continue
+            protected[model.name] = spare - 1
+            candidate = self._rival(replica, drain, now_ms)
+            if candidate is None:
+                found.blocked = True
+            else:
+                found.must.append(candidate)
+        return found
+
+    def _rival(self, replica: ReplicaRecord, drain: bool, now_ms: int) -> Candidate | None:
+        """A rival as one that can go now. `serial` knows no staleness: idle is enough."""
+        if self._policy.strict and replica.state is State.RUNNING and not replica.leases:
+            value = replica.model.value(now_ms)
+            return Candidate(replica.id, replica.id_key, replica.model.name, False, value, replica.used_ms)
+        return self.candidate(replica, drain, now_ms)
+
+    # -- words ------------------------------------------------------------------------------------
+
+    def sentence(self, model: ModelRecord, plan: Plan, now_ms: int) -> str:
+        """The plan for people: `a goes to n1/1 (60.0 GiB), evicting b#1 (idle 60 s)`."""
+        place = plan.placement
+        where = ", ".join(place.devices) or ", ".join(place.nodes)
+        size = place.device_bytes[0] if place.device_bytes else place.host_bytes
+        each = " each" if len(place.devices) > 1 else ""
+        text = f"{model.name} goes to {where} ({size / GIB:.1f} GiB{each})"
+        if plan.evictions:
+            text += ", evicting " + ", ".join(self._victim_words(name, now_ms) for name in plan.evictions)
+        return text
+
+    def _victim_words(self, name: ReplicaId, now_ms: int) -> str:
+        victim = self._fleet.replicas[name]
+        if victim.leases:
+            return f"{name} (drained of {len(victim.leases)} first)"
+        if victim.state is State.STARTING:
+            return f"{name} (nobody waits for it any more)"
+        return f"{name} (idle {(now_ms - victim.used_ms) / 1000:g} s)"
