@@ -149,7 +149,8 @@ class Changes:
         serving = record.serving()
         for replica in serving:
             if replica.origin is Origin.REQUEST:
-                replica.origin, replica.abandoned = Origin.LOAD, False
+                replica.origin = Origin.LOAD
+                self._fleet.take_up(replica)
         if not serving and record.wanted is None:
             record.wanted = self._requests.next_order(record.model.priority)
             record.wanted_since_ms = now_ms
@@ -192,9 +193,9 @@ class Changes:
             return
         record = replica.model
         replica.move(State.RUNNING, now_ms)
-        replica.abandoned = False
+        self._fleet.take_up(replica)
         replica.used_ms = now_ms
-        self._fleet.epoch += 1
+        self._fleet.became_idle(replica)
         record.failures, record.backoff_until_ms, record.last_error = 0, None, ""
         record.wanted = None
         record.idled = False
@@ -257,6 +258,7 @@ class Changes:
             self._requests.drop_leases(replica)
             self._fleet.stop(replica, StopReason.MODEL_REMOVED, now_ms)
         elif event.running and not replica.leases:
+            self._fleet.became_idle(replica)
             self._requests.idle(replica)
         self._requests.may_grant(record)
 

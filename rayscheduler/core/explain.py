@@ -49,7 +49,7 @@ def answer_plan(record: ModelRecord, fleet: Fleet, loader: Loader, now_ms: int, 
     """One more replica of the model, whatever `replicas.max` says; nobody is drained for it."""
     found, _ = loader.plan(record, now_ms)
     plan = found if isinstance(found, Plan) else None
-    leaving = loader.leaving(record, False, now_ms)
+    leaving = loader.exits(record, False, now_ms)
     refusals = tuple(_refusals(record, fleet, loader.planner, leaving, plan))
     if plan is not None:
         return PlanAnswer(record.name, Verdict.PLACED, plan, refusals, loader.sentence(record, plan, now_ms))

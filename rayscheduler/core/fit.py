@@ -28,15 +28,20 @@ class Option:
 class Needs:
     """What one replica of a model needs on one kind of node, fewest devices first."""
 
-    __slots__ = ("exclusive", "millicpus", "options", "strategy", "total_bytes", "type_ranks")
+    __slots__ = ("best_type_rank", "exclusive", "millicpus", "options", "strategy", "total_bytes", "type_ranks")
 
     def __init__(self, model: Model, options: list[Option], type_ranks: tuple[int, ...], strategy: Strategy) -> None:
         self.options = options
         self.type_ranks = type_ranks
+        self.best_type_rank = min((rank for rank in type_ranks if rank >= 0), default=-1)
         self.millicpus = model.requirement.millicpus
         self.total_bytes = model.requirement.total_device_memory_bytes
         self.exclusive = model.requirement.exclusive
         self.strategy = strategy
+
+    def option(self, count: int) -> Option | None:
+        """What is needed for that many devices, or None where the node does not offer as many."""
+        return next((option for option in self.options if option.count == count), None)
 
 
 class Choice:

@@ -8,6 +8,8 @@ may change what fits an empty cluster.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rayscheduler.core.decisions import Decision, StartReplica, StopReplica
 from rayscheduler.core.ledger import Ledger
 from rayscheduler.core.lifecycle import State
@@ -26,6 +28,10 @@ class Fleet:
         self.leases = 0
         self.freed = True  # memory became free since standing wishes were last looked at
         self.pressed: set[DeviceId] = set()  # devices where others and we together may exceed what there is
+        self._idle: dict[ReplicaId, ReplicaRecord] = {}  # running without leases, longest idle first
+        self._idle_is_sorted = True
+        self._abandoned: dict[ReplicaId, ReplicaRecord] = {}
+        self._pinned: tuple[int, list[ReplicaId]] = (-1, [])  # (topology, answer)
         self._awaited: dict[ReplicaId, list[ReplicaRecord]] = {}  # victim -> PENDING replicas that wait for it
         self._ready: list[ReplicaRecord] = []  # PENDING, and everything they waited for is gone
 
@@ -111,6 +117,7 @@ class Fleet:
             return
         self._say_stop(replica, reason)
         self._end_leases(replica)
+        self._no_candidate(replica)
         replica.stop_reason = reason
         replica.move(State.STOPPING, now_ms)
         self.epoch += 1
@@ -144,6 +151,7 @@ class Fleet:
     def gone(self, replica: ReplicaRecord, now_ms: int) -> None:
         """The exit is confirmed: release the bytes and tell whoever waited for them."""
         self._end_leases(replica)
+        self._no_candidate(replica)
         replica.move(State.STOPPED, now_ms)
         del self.replicas[replica.id]
         del replica.model.replicas[replica.id]
@@ -156,6 +164,10 @@ class Fleet:
             if not waiter.waits_for:
                 self._ready.append(waiter)
 
+    def _no_candidate(self, replica: ReplicaRecord) -> None:
+        self._idle.pop(replica.id, None)
+        self._abandoned.pop(replica.id, None)
+
     def _moved_pinned(self, model: ModelRecord) -> None:
         if model.model.pinned:
             self.topology += 1
@@ -165,8 +177,37 @@ class Fleet:
     def lease(self, waiting: Waiting, replica: ReplicaRecord) -> None:
         self.hold(waiting.request, waiting.holder, replica)
 
+    def became_idle(self, replica: ReplicaRecord) -> None:
+        """It runs and serves nobody, since `used_ms`."""
+        last = next(reversed(self._idle.values()), None)
+        if last is not None and last.used_ms > replica.used_ms:
+            self._idle_is_sorted = False
+        self._idle[replica.id] = replica
+        self.epoch += 1
+
+    def idle_longest_first(self) -> Iterable[ReplicaRecord]:
+        if not self._idle_is_sorted:
+            self._idle = dict(sorted(self._idle.items(), key=lambda item: item[1].used_ms))
+            self._idle_is_sorted = True
+        return self._idle.values()
+
+    def abandon(self, replica: ReplicaRecord) -> None:
+        """Nobody waits for this load any more: it runs on, and makes way when its room is wanted."""
+        replica.abandoned = True
+        self._abandoned[replica.id] = replica
+        self.epoch += 1
+
+    def take_up(self, replica: ReplicaRecord) -> None:
+        replica.abandoned = False
+        self._abandoned.pop(replica.id, None)
+
+    def abandoned(self) -> Iterable[ReplicaRecord]:
+        return self._abandoned.values()
+
     def hold(self, request: RequestId, holder: HolderId, replica: ReplicaRecord) -> None:
         """A lease that was found, not granted."""
+        if not replica.leases:
+            self._idle.pop(replica.id, None)
         replica.leases[request] = holder
         self.requests[request] = replica
         self.leases += 1
@@ -182,7 +223,7 @@ class Fleet:
         if replica.state is State.DRAINING:
             self.stop(replica, replica.stop_reason or StopReason.EVICTED, now_ms)
         else:
-            self.epoch += 1
+            self.became_idle(replica)
 
     def _end_leases(self, replica: ReplicaRecord) -> None:
         for request in replica.leases:
@@ -205,4 +246,7 @@ class Fleet:
 
     def pinned_ids(self) -> list[ReplicaId]:
         """The replicas that nobody may move: of pinned models, there or on their way."""
-        return [r.id for r in self.replicas.values() if r.model.model.pinned and r.serves()]
+        if self._pinned[0] != self.topology:
+            found = [r.id for r in self.replicas.values() if r.model.model.pinned and r.serves()]
+            self._pinned = (self.topology, found)
+        return self._pinned[1]

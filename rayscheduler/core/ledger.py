@@ -43,9 +43,10 @@ class Reservation:
 class NodeAccount:
     """The reservations on one node, and what other programs use there."""
 
-    __slots__ = ("_room", "index", "lost", "node", "others", "reservations", "shape")
+    __slots__ = ("_dirty", "_room", "index", "lost", "node", "others", "reservations", "shape")
 
-    def __init__(self, node: Node, shape: int) -> None:
+    def __init__(self, node: Node, shape: int, dirty: dict[NodeName, None]) -> None:
+        self._dirty = dirty
         self.node = node
         self.shape = shape  # equal for nodes that differ only in their names
         self.index = {device.id: i for i, device in enumerate(node.devices)}
@@ -56,6 +57,7 @@ class NodeAccount:
 
     def changed(self) -> None:
         self._room = None
+        self._dirty[self.node.name] = None
 
     def room(self) -> NodeRoom:
         """What is left, recomputed from the reservations when they have changed."""
@@ -65,7 +67,8 @@ class NodeAccount:
 
     def room_with_only(self, replicas: Iterable[ReplicaId]) -> NodeRoom:
         """What would be left if only these replicas were here, and no other program."""
-        kept = {name: self.reservations[name] for name in replicas if name in self.reservations}
+        wanted = set(replicas)
+        kept = {name: held for name, held in self.reservations.items() if name in wanted}
         return self._recomputed(kept, count_others=False)
 
     def _recomputed(self, held: Mapping[ReplicaId, Reservation], count_others: bool = True) -> NodeRoom:
@@ -125,10 +128,12 @@ class Ledger:
         self.accounts: dict[NodeName, NodeAccount] = {}
         self._home: dict[DeviceId, NodeAccount] = {}
         self._shapes: dict[object, int] = {}
+        self._dirty: dict[NodeName, None] = {}  # nodes that came, went or changed since they were last asked for
 
     def add_node(self, node: Node) -> None:
-        account = NodeAccount(node, self._shape_of(node))
+        account = NodeAccount(node, self._shape_of(node), self._dirty)
         self.accounts[node.name] = account
+        account.changed()
         for device in node.devices:
             self._home[device.id] = account
 
@@ -139,8 +144,16 @@ class Ledger:
         return self._shapes.setdefault(signature, len(self._shapes))
 
     def remove_node(self, name: NodeName) -> None:
-        for device in self.accounts.pop(name).node.devices:
+        account = self.accounts.pop(name)
+        account.changed()
+        for device in account.node.devices:
             del self._home[device.id]
+
+    def take_dirty(self) -> list[NodeName]:
+        """The nodes that came, went or changed since the last call."""
+        names = list(self._dirty)
+        self._dirty.clear()
+        return names
 
     def account_of(self, device: DeviceId) -> NodeAccount | None:
         return self._home.get(device)

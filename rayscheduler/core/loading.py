@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
+from rayscheduler.core.exits import Exits, candidate_of
 from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.lifecycle import State
-from rayscheduler.core.planner import Leaving, Planner
+from rayscheduler.core.planner import Planner
 from rayscheduler.core.policies import Policy
 from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
 from rayscheduler.core.types import (
     ModelName,
-    NodeName,
     NoFit,
-    Placement,
     Plan,
     ReplicaId,
     Settings,
@@ -162,7 +161,7 @@ class Loader:
         rivals = self._rivals(model, drain, now_ms)
         if rivals.blocked or (not evict and (rivals.must or rivals.leaving)):
             return NoFit(ever=self.fits_ever(model)), frozenset()
-        leaving = self.leaving(model, drain, now_ms, rivals.must)
+        leaving = self.exits(model, drain, now_ms, rivals.must)
         plan = self.planner.plan(model.model, leaving, evict and not self._policy.strict)
         if isinstance(plan, NoFit):
             return NoFit(ever=self.fits_ever(model)), frozenset()
@@ -176,45 +175,11 @@ class Loader:
             model.ever = (self._fleet.topology, answer)
         return answer
 
-    # -- who may leave ----------------------------------------------------------------------------
+    # -- who must leave ---------------------------------------------------------------------------
 
-    def leaving(self, loading: ModelRecord, drain: bool, now_ms: int, must: Sequence[Candidate] = ()) -> Leaving:
+    def exits(self, loading: ModelRecord, drain: bool, now_ms: int, must: Sequence[Candidate] = ()) -> Exits:
         """Who may leave for `loading`. `must`: who leaves in any case, and so is no candidate."""
-        sent = {candidate.id for candidate in must}
-        fleet = self._fleet
-        by_node: dict[NodeName, list[Candidate]] = {}
-        placements: dict[ReplicaId, Placement] = {c.id: fleet.replicas[c.id].placement for c in must}
-        spare: dict[ModelName, int] = {}
-        for replica in fleet.replicas.values():
-            if replica.model is loading or replica.id in sent:
-                continue
-            candidate = self.candidate(replica, drain, now_ms)
-            if candidate is None:
-                continue
-            placements[replica.id] = replica.placement
-            for node in replica.placement.nodes:
-                by_node.setdefault(node, []).append(candidate)
-            minimum = replica.model.standing_minimum()
-            if minimum and replica.model.name not in spare:
-                gone = sum(1 for c in must if c.model == replica.model.name)
-                spare[replica.model.name] = max(0, len(replica.model.serving()) - gone - minimum)
-        return Leaving(by_node, placements, spare, tuple(must))
-
-    def candidate(self, replica: ReplicaRecord, drain: bool, now_ms: int) -> Candidate | None:
-        """The replica as one that may leave now, or None. `drain`: busy and fresh ones may too."""
-        model = replica.model
-        if model.model.pinned:
-            return None
-        if replica.abandoned and replica.state is State.STARTING:
-            return Candidate(replica.id, replica.id_key, model.name, False, 0, replica.since_ms)
-        if replica.state is not State.RUNNING:
-            return None
-        busy = bool(replica.leases)
-        fresh = busy or now_ms - replica.used_ms < self._settings.stale_after_ms
-        if fresh and not drain:
-            return None
-        used_ms = now_ms if busy else replica.used_ms
-        return Candidate(replica.id, replica.id_key, model.name, fresh, model.value(now_ms), used_ms)
+        return Exits(self._fleet, self._settings, loading, drain, now_ms, must)
 
     def _rivals(self, loading: ModelRecord, drain: bool, now_ms: int) -> Rivals:
         found = Rivals()
@@ -249,7 +214,7 @@ class Loader:
         if self._policy.strict and replica.state is State.RUNNING and not replica.leases:
             value = replica.model.value(now_ms)
             return Candidate(replica.id, replica.id_key, replica.model.name, False, value, replica.used_ms)
-        return self.candidate(replica, drain, now_ms)
+        return candidate_of(replica, drain, now_ms, self._settings)
 
     # -- words ------------------------------------------------------------------------------------
 

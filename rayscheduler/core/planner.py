@@ -1,22 +1,26 @@
-"""Where one more replica of a model goes, and who leaves for it: one pure function, filter, score, pick.
+"""Where one more replica of a model goes, and who leaves for it: filter, score, pick.
 
-Rules of this file: it reads the ledger and the candidates it is given, and changes nothing. Ranks are
-compared lexicographically, step by step (unlike units are never added):
+Rules of this file: it reads the ledger and the exits it is given, and changes nothing that decides. Ranks
+are compared lexicographically, step by step (unlike units are never added):
 
 1. no eviction before eviction; then the least valuable set of victims (`victims.py`);
 2. fewer devices, fewer nodes, then the preferred device type;
 3. least loaded devices, then least loaded node (`pack`: most loaded that fits);
 4. ids.
+
+It looks at nodes, and at victims, best first, and stops where nothing better can follow: the answer is the
+one that looking at all of them would give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 from rayscheduler.core.fit import Choice, Needs, choose, needs_on
 from rayscheduler.core.ledger import Ledger, NodeAccount, NodeRoom
+from rayscheduler.core.shelves import Shelves
 from rayscheduler.core.types import (
     Model,
     ModelName,
@@ -32,20 +36,20 @@ from rayscheduler.core.types import (
 from rayscheduler.core.victims import Candidate, VictimSet, best_set
 
 Rank = tuple[Any, ...]
+RoomOf = Callable[[NodeAccount], NodeRoom]
 
 
-@dataclass(frozen=True, slots=True)
-class Leaving:
-    """Who may, and who must, make way: what a plan is allowed to count on.
+class Leaving(Protocol):
+    """Who may, and who must, make way (`exits.Exits`)."""
 
-    `candidates` by the nodes they are on; `spare` as for `victims.best_set`; `must`: replicas that the
-    policy sends away whatever would fit.
-    """
+    must: tuple[Candidate, ...]
+    spare: dict[ModelName, int]
 
-    candidates: Mapping[NodeName, Sequence[Candidate]]
-    placements: Mapping[ReplicaId, Placement]
-    spare: Mapping[ModelName, int]
-    must: tuple[Candidate, ...] = ()
+    def placements(self, candidates: Iterable[Candidate]) -> list[Placement]: ...
+
+    def in_order(self) -> Iterator[Candidate]: ...
+
+    def on_node(self, name: NodeName) -> list[Candidate]: ...
 
 
 class Freed:
@@ -69,12 +73,16 @@ class Freed:
 
 
 class Planner:
-    """Plans against one ledger under one set of settings. Remembers only what never changes."""
+    """Plans against one ledger under one set of settings. Remembers only what can be worked out anew."""
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self._ledger = ledger
         self._settings = settings
+        self._sign = 1 if settings.strategy is Strategy.SPREAD else -1
+        self._shelves = Shelves(ledger, settings.strategy)
         self._needs: dict[tuple[ModelName, int], tuple[Model, Needs | Refusal]] = {}
+
+    # -- what a node could do ---------------------------------------------------------------------
 
     def needs(self, account: NodeAccount, model: Model) -> Needs | Refusal:
         """`fit.needs_on`, remembered per model and shape of node (pins name nodes, so theirs are not)."""
@@ -82,7 +90,7 @@ class Planner:
             return needs_on(account.node, model, self._settings)
         key = (model.name, account.shape)
         known = self._needs.get(key)
-        if known is None or known[0] is not model:
+        if known is None or known[0].requirement is not model.requirement or known[0].pinned != model.pinned:
             known = (model, needs_on(account.node, model, self._settings))
             self._needs[key] = known
         return known[1]
@@ -95,44 +103,56 @@ class Planner:
         """Whether it would fit a node with `going` gone, nobody else evicted."""
         return self._choose(account, account.room(), needs, going) is not None
 
+    def fits_node(self, model: Model, account: NodeAccount, leaving: Leaving) -> bool:
+        """Whether it would fit this node alone, victims allowed."""
+        needs = self.needs_of_share(account, model) if model.requirement.across_nodes else self.needs(account, model)
+        if isinstance(needs, Refusal):
+            return False
+        must = leaving.placements(leaving.must)
+        if self._choose(account, account.room(), needs, must) is not None:
+            return True
+        return self._eviction_on(account, needs, leaving, leaving.on_node(account.node.name), must) is not None
+
     def fits_ever(self, model: Model, pinned: Iterable[ReplicaId]) -> bool:
         """Whether it fits the present nodes, empty of everything but `pinned` and without other programs."""
-        kept = tuple(pinned)
-        rooms = {name: account.room_with_only(kept) for name, account in self._ledger.accounts.items()}
-        return self._best_placement(model, rooms, ()) is not None
+        kept = set(pinned)
+
+        def emptied(account: NodeAccount) -> NodeRoom:
+            return account.room_with_only(kept)
+
+        for shelf in self._shelves.current().values():
+            tried_empty = False
+            for account in shelf.accounts.values():
+                empty = not any(account.lost) and kept.isdisjoint(account.reservations)
+                if empty and tried_empty and model.pin is None:
+                    continue  # one empty node of a shape is like the other
+                tried_empty = tried_empty or empty
+                needs = self.needs(account, model)
+                if not isinstance(needs, Refusal) and choose(emptied(account), needs) is not None:
+                    return True
+        return model.requirement.across_nodes and self._best_across(model, emptied, ()) is not None
+
+    # -- the plan ---------------------------------------------------------------------------------
 
     def plan(self, model: Model, leaving: Leaving, evict: bool = True) -> Plan | NoFit:
         """The best plan for one more replica of `model`; `NoFit.ever` is not decided here (False)."""
-        must = [leaving.placements[c.id] for c in leaving.must]
-        rooms = {name: account.room() for name, account in self._ledger.accounts.items()}
-        placement = self._best_placement(model, rooms, must)
-        extra: VictimSet | None = None
+        must = leaving.placements(leaving.must)
+        found = self._best_placement(model, must)
+        members: tuple[Candidate, ...] = leaving.must
+        placement = None if found is None else found[1]
+        if placement is None and evict:
+            evicting = self._best_eviction(model, leaving, must)
+            if evicting is not None:
+                placement = evicting[0]
+                members = (*leaving.must, *evicting[1].members)
         if placement is None:
-            if not evict:
-                return NoFit(ever=False)
-            found = self._best_eviction(model, leaving, rooms)
-            if found is None:
-                return NoFit(ever=False)
-            placement, extra = found
-        members = [*leaving.must, *(extra.members if extra else ())]
-        members.sort(key=lambda c: c.id_key)
+            return NoFit(ever=False)
+        ordered = sorted(members, key=lambda c: c.id_key)
         return Plan(
             placement,
-            tuple(c.id for c in members),
-            frozenset(c.id for c in members if c.drained),
+            tuple(c.id for c in ordered),
+            frozenset(c.id for c in ordered if c.drained),
         )
-
-    def fits_node(self, model: Model, account: NodeAccount, leaving: Leaving) -> bool:
-        """Whether it would fit this node alone, victims allowed."""
-        needs = self.needs(account, model)
-        if isinstance(needs, Refusal):
-            return False
-        must = [leaving.placements[c.id] for c in leaving.must]
-        if self._choose(account, account.room(), needs, must) is not None:
-            return True
-        return self._eviction_on(account, needs, leaving, must) is not None
-
-    # -- without eviction -------------------------------------------------------------------------
 
     def _choose(
         self,
@@ -147,83 +167,96 @@ class Planner:
         freed = Freed(account, gone)
         return choose(room, needs, freed.sizes, freed.host, freed.millicpus, only_count)
 
-    def _best_placement(
-        self, model: Model, rooms: Mapping[NodeName, NodeRoom], gone: Sequence[Placement]
-    ) -> Placement | None:
+    def _rank(self, choice: Choice, room: NodeRoom) -> Rank:
+        return (
+            choice.option.count,
+            1,
+            choice.type_rank,
+            self._sign * choice.load,
+            self._sign * room.device_load,
+            (room.node.name,),
+            choice.indices,
+        )
+
+    # -- without eviction -------------------------------------------------------------------------
+
+    def _best_placement(self, model: Model, gone: Sequence[Placement]) -> tuple[Rank, Placement] | None:
         """The best place with `gone` gone, on one node or, where the model may, over several."""
+        across = self._best_across(model, NodeAccount.room, gone) if model.requirement.across_nodes else None
+        one = self._best_of_all(model, gone) if gone or model.pin is not None else self._best_first(model)
+        return min((found for found in (one, across) if found is not None), default=None, key=lambda found: found[0])
+
+    def _best_of_all(self, model: Model, gone: Sequence[Placement]) -> tuple[Rank, Placement] | None:
+        """By looking at every node: the shelves know nothing of what will be gone."""
         best: tuple[Rank, NodeAccount, Choice] | None = None
-        for name, account in self._ledger.accounts.items():
+        for account in self._ledger.accounts.values():
             needs = self.needs(account, model)
             if isinstance(needs, Refusal):
                 continue
-            room = rooms[name]
+            room = account.room()
             choice = self._choose(account, room, needs, gone)
             if choice is not None:
                 rank = self._rank(choice, room)
                 if best is None or rank < best[0]:
                     best = (rank, account, choice)
-        across = self._best_across(model, rooms, gone) if model.requirement.across_nodes else None
-        if across is not None and (best is None or across[0] < best[0]):
-            return across[1]
-        return None if best is None else _placement(model, [(best[1], best[2])])
+        return None if best is None else (best[0], _placement(model, [(best[1], best[2])]))
 
-    def _rank(self, choice: Choice, room: NodeRoom) -> Rank:
-        sign = 1 if self._settings.strategy is Strategy.SPREAD else -1
-        return (
-            choice.option.count,
-            1,
-            choice.type_rank,
-            sign * choice.load,
-            sign * room.device_load,
-            (room.node.name,),
-            choice.indices,
-        )
+    def _best_first(self, model: Model) -> tuple[Rank, Placement] | None:
+        """By looking at each shelf's nodes in the order of the best rank they could get."""
+        best: tuple[Rank, NodeAccount, Choice] | None = None
+        shelves = self._shelves.current().values()
+        for count in sorted(model.requirement.bytes_by_count):
+            for shelf in shelves:
+                some = next(iter(shelf.accounts.values()), None)
+                needs = None if some is None else self.needs(some, model)
+                option = needs.option(count) if isinstance(needs, Needs) else None
+                if needs is None or isinstance(needs, Refusal) or option is None:
+                    continue
+                for entry, account in shelf.walk(count, min(option.device_bytes, default=0)):
+                    if best is not None and entry is not None:
+                        bound = (count, 1, needs.best_type_rank, entry[0], entry[1], (entry[2],))
+                        if bound > best[0]:
+                            break
+                    room = account.room()
+                    choice = choose(room, needs, only_count=count)
+                    if choice is not None:
+                        rank = self._rank(choice, room)
+                        if best is None or rank < best[0]:
+                            best = (rank, account, choice)
+            if best is not None:
+                return best[0], _placement(model, [(best[1], best[2])])
+        return None
 
-    def _best_across(
-        self, model: Model, rooms: Mapping[NodeName, NodeRoom], gone: Sequence[Placement]
-    ) -> tuple[Rank, Placement] | None:
+    def _best_across(self, model: Model, room_of: RoomOf, gone: Sequence[Placement]) -> tuple[Rank, Placement] | None:
         """The best place on several whole nodes with equally many devices each."""
-        sign = 1 if self._settings.strategy is Strategy.SPREAD else -1
         for count in sorted(model.requirement.bytes_by_count):
             for nodes in range(2, count + 1):
                 if count % nodes:
                     continue
-                whole = self._whole_nodes(model, count, count // nodes, rooms, gone)
+                whole = self._whole_nodes(model, count, count // nodes, room_of, gone)
                 if len(whole) < nodes:
                     continue
-                whole.sort(key=lambda w: (w[1].type_rank, sign * w[1].load, w[0].node.name))
+                whole.sort(key=lambda w: (w[1].type_rank, self._sign * w[1].load, w[0].node.name))
                 taken = sorted(whole[:nodes], key=lambda w: w[0].node.name)
-                load = sign * sum(choice.load for _, choice in taken)
-                rank = (
-                    count,
-                    nodes,
-                    max(choice.type_rank for _, choice in taken),
-                    load,
-                    load,
-                    tuple(account.node.name for account, _ in taken),
-                    (),
-                )
-                return rank, _placement(model, taken)
+                load = self._sign * sum(choice.load for _, choice in taken)
+                type_rank = max(choice.type_rank for _, choice in taken)
+                names = tuple(account.node.name for account, _ in taken)
+                return (count, nodes, type_rank, load, load, names, ()), _placement(model, taken)
         return None
 
     def _whole_nodes(
-        self,
-        model: Model,
-        count: int,
-        per_node: int,
-        rooms: Mapping[NodeName, NodeRoom],
-        gone: Sequence[Placement],
+        self, model: Model, count: int, per_node: int, room_of: RoomOf, gone: Sequence[Placement]
     ) -> list[tuple[NodeAccount, Choice]]:
         """Nodes of exactly `per_node` devices on which each can hold its share of `count` devices."""
         found = []
         share = share_of(model, count, per_node)
-        for name, account in self._ledger.accounts.items():
+        for account in self._ledger.accounts.values():
             if len(account.node.devices) != per_node:
                 continue
             needs = self.needs_of_share(account, share)
             if isinstance(needs, Refusal):
                 continue
-            choice = self._choose(account, rooms[name], needs, gone, only_count=per_node)
+            choice = self._choose(account, room_of(account), needs, gone, only_count=per_node)
             if choice is not None:
                 found.append((account, choice))
         return found
@@ -231,60 +264,75 @@ class Planner:
     # -- with eviction ----------------------------------------------------------------------------
 
     def _best_eviction(
-        self, model: Model, leaving: Leaving, rooms: Mapping[NodeName, NodeRoom]
+        self, model: Model, leaving: Leaving, must: Sequence[Placement]
     ) -> tuple[Placement, VictimSet] | None:
-        must = [leaving.placements[c.id] for c in leaving.must]
-        best: tuple[Rank, Placement, VictimSet] | None = None
-        for name, account in self._ledger.accounts.items():
-            if name not in leaving.candidates:
-                continue
-            needs = self.needs(account, model)
-            if isinstance(needs, Refusal):
-                continue
-            victims = self._eviction_on(account, needs, leaving, must)
-            if victims is None or (best is not None and victims.key > best[0][:4]):
-                continue
-            gone = [*must, *(leaving.placements[c.id] for c in victims.members)]
-            choice = self._choose(account, rooms[name], needs, gone)
-            assert choice is not None
-            rank = (*victims.key, *self._rank(choice, rooms[name]))
-            if best is None or rank < best[0]:
-                best = (rank, _placement(model, [(account, choice)]), victims)
+        """Let go of the candidates one by one, cheapest first, until some node has room; then go on only as
+        long as a set with the next candidate in it could still be better."""
         if model.requirement.across_nodes:
-            across = self._eviction_across(model, leaving, rooms, must)
-            if across is not None and (best is None or across[0] < best[0]):
-                best = across
+            return self._eviction_across(model, leaving, must)
+        best: tuple[Rank, Placement, VictimSet] | None = None
+        released: dict[NodeName, list[Candidate]] = {}
+        for candidate in leaving.in_order():
+            if best is not None and candidate.cost > best[0][:3]:
+                break
+            for name in leaving.placements((candidate,))[0].nodes:
+                account = self._ledger.accounts.get(name)
+                needs = None if account is None else self.needs(account, model)
+                if account is None or needs is None or isinstance(needs, Refusal):
+                    continue
+                here = released.setdefault(name, [])
+                here.append(candidate)
+                found = self._evicting(model, account, needs, leaving, here, must)
+                if found is not None and (best is None or found[0] < best[0]):
+                    best = found
         return None if best is None else (best[1], best[2])
 
-    def _eviction_on(
-        self, account: NodeAccount, needs: Needs, leaving: Leaving, must: Sequence[Placement]
-    ) -> VictimSet | None:
-        candidates = leaving.candidates.get(account.node.name)
-        if not candidates:
+    def _evicting(
+        self,
+        model: Model,
+        account: NodeAccount,
+        needs: Needs,
+        leaving: Leaving,
+        candidates: Sequence[Candidate],
+        must: Sequence[Placement],
+    ) -> tuple[Rank, Placement, VictimSet] | None:
+        victims = self._eviction_on(account, needs, leaving, candidates, must)
+        if victims is None:
             return None
+        room = account.room()
+        choice = self._choose(account, room, needs, [*must, *leaving.placements(victims.members)])
+        assert choice is not None
+        return (*victims.key, *self._rank(choice, room)), _placement(model, [(account, choice)]), victims
+
+    def _eviction_on(
+        self,
+        account: NodeAccount,
+        needs: Needs,
+        leaving: Leaving,
+        candidates: Sequence[Candidate],
+        must: Sequence[Placement],
+    ) -> VictimSet | None:
         room = account.room()
 
         def fits(gone: Sequence[Candidate]) -> bool:
-            places = [*must, *(leaving.placements[c.id] for c in gone)]
-            return self._choose(account, room, needs, places) is not None
+            return self._choose(account, room, needs, [*must, *leaving.placements(gone)]) is not None
 
         return best_set(candidates, fits, leaving.spare)
 
     def _eviction_across(
-        self, model: Model, leaving: Leaving, rooms: Mapping[NodeName, NodeRoom], must: Sequence[Placement]
-    ) -> tuple[Rank, Placement, VictimSet] | None:
-        everyone = {c.id: c for some in leaving.candidates.values() for c in some}
-        candidates = sorted(everyone.values(), key=lambda c: c.id_key)
+        self, model: Model, leaving: Leaving, must: Sequence[Placement]
+    ) -> tuple[Placement, VictimSet] | None:
+        """For a model that may span nodes, victims are sought over all nodes at once."""
 
-        def across(gone: Sequence[Candidate]) -> tuple[Rank, Placement] | None:
-            return self._best_across(model, rooms, [*must, *(leaving.placements[c.id] for c in gone)])
+        def placed(gone: Sequence[Candidate]) -> tuple[Rank, Placement] | None:
+            return self._best_placement(model, [*must, *leaving.placements(gone)])
 
-        victims = best_set(candidates, lambda gone: across(gone) is not None, leaving.spare)
+        victims = best_set(list(leaving.in_order()), lambda gone: placed(gone) is not None, leaving.spare)
         if victims is None:
             return None
-        found = across(victims.members)
+        found = placed(victims.members)
         assert found is not None
-        return (*victims.key, *found[0]), found[1], victims
+        return found[1], victims
 
 
 def share_of(model: Model, count: int, per_node: int) -> Model:

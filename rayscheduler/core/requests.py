@@ -109,7 +109,7 @@ class Requests:
         for replica in abandoned:
             if len(record.waiting) <= self._loader.places(others, record):
                 return
-            replica.abandoned = False
+            self._fleet.take_up(replica)
             others.append(replica)
 
     # -- granting ---------------------------------------------------------------------------------
@@ -264,8 +264,7 @@ class Requests:
             if replica.state is State.PENDING:
                 self._fleet.give_up(replica, now_ms)
             else:
-                replica.abandoned = True
-                self._fleet.epoch += 1
+                self._fleet.abandon(replica)
 
     def drop_leases(self, replica: ReplicaRecord) -> None:
         """Its replica is going: what it served has ended."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Union
 
 from rayscheduler.core.types import (
     DeviceId,
@@ -125,23 +124,23 @@ class Shutdown:
     pass
 
 
-Happening = Union[
-    Request,
-    End,
-    Cancel,
-    Load,
-    Unload,
-    Pin,
-    Unpin,
-    Remove,
-    NodeUp,
-    NodeDown,
-    DeviceDown,
-    Observe,
-    LoadFails,
-    Crash,
-    Shutdown,
-]
+Happening = (
+    Request
+    | End
+    | Cancel
+    | Load
+    | Unload
+    | Pin
+    | Unpin
+    | Remove
+    | NodeUp
+    | NodeDown
+    | DeviceDown
+    | Observe
+    | LoadFails
+    | Crash
+    | Shutdown
+)
 
 
 @dataclass(frozen=True, slots=True)
