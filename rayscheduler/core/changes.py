@@ -15,6 +15,7 @@ from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord
 from rayscheduler.core.requests import Requests
 from rayscheduler.core.timers import Timers
 from rayscheduler.core.types import (
+    Device,
     DeviceId,
     Model,
     ModelName,
@@ -34,6 +35,7 @@ class Changes:
         self._requests = requests
         self._timers = timers
         self._standing: list[ModelRecord] | None = None
+        self._retired: dict[ModelName, ModelRecord] = {}  # not in the catalog (any more); their serials live on
 
     def standing(self) -> list[ModelRecord]:
         """Models with standing wishes (`replicas.min`, `preload`), by priority, then name."""
@@ -104,27 +106,34 @@ class Changes:
             if missing <= 0:
                 self._fleet.pressed.discard(device)
                 continue
-            replicas = self._fleet.on_device(device)
-            missing -= sum(_bytes_on(r, device) for r in replicas if r.state is State.STOPPING)
+            here = account.node.devices[account.index[device]]
+            host = account.node.device_is_host_memory
+            sizes = {r.id: _bytes_on(r, here, host) for r in self._fleet.on_node(account.node.name)}
+            replicas = [self._fleet.replicas[name] for name, size in sizes.items() if size]
+            missing -= sum(sizes[r.id] for r in replicas if r.state is State.STOPPING)
             idle = [r for r in replicas if r.state is State.RUNNING and not r.leases and not r.model.model.pinned]
             idle.sort(key=lambda r: (r.model.value(now_ms), r.used_ms, r.id_key))
             for replica in idle:
                 if missing <= 0:
                     break
-                missing -= _bytes_on(replica, device)
+                missing -= sizes[replica.id]
                 self._fleet.stop(replica, StopReason.MEMORY_PRESSURE, now_ms)
 
     # -- the catalog and its operator -------------------------------------------------------------
 
     def model_deployed(self, model: Model) -> None:
-        record = self._models.get(model.name)
+        record = self._models.get(model.name) or self._retired.pop(model.name, None)
         if record is None:
-            self._models[model.name] = ModelRecord(model)
-        else:
-            record.model = model
-            record.ever = (-1, False)
+            record = ModelRecord(model)
+        self._models[model.name] = record
+        record.model, record.in_catalog, record.ever = model, True, (-1, False)
         self._standing = None
         self._changed_cluster()
+        self._requests.may_grant(record)
+        for replica in record.replicas.values():
+            if replica.state is State.RUNNING and not replica.leases:
+                replica.idle_timer = False  # its timeout may be another now
+                self._requests.idle(replica)
 
     def pin(self, name: ModelName, pinned: bool) -> None:
         record = self._models.get(name)
@@ -136,6 +145,8 @@ class Changes:
         if record is None:
             return
         record.in_catalog = False
+        record.unloaded = record.idled = False
+        self._retired[name] = record
         self._standing = None
         self._unload(record, StopReason.MODEL_REMOVED, RejectCode.MODEL_NOT_FOUND, now_ms)
 
@@ -206,7 +217,6 @@ class Changes:
         else:
             self._requests.wanting.pop(record.name, None)
         self._requests.idle(replica)
-        self._fleet.pressed.update(replica.placement.devices)
 
     def replica_failed(self, event: ev.ReplicaFailed, now_ms: int) -> None:
         """A load that failed rejects whoever waits for the model, unless another replica of it is there or
@@ -240,13 +250,15 @@ class Changes:
 
     def replica_found(self, event: ev.ReplicaFound, now_ms: int) -> None:
         """Adopt it; one whose model is not in the catalog is stopped, holding its bytes until it is gone."""
-        if event.replica in self._fleet.replicas:
+        nodes = event.placement.nodes
+        if event.replica in self._fleet.replicas or not any(n in self._fleet.ledger.accounts for n in nodes):
             return
-        record = self._models.get(event.model)
-        known = record is not None
+        record = self._models.get(event.model) or self._retired.get(event.model)
         if record is None:
-            record = ModelRecord(_orphan(event.model))
+            record = self._retired[event.model] = ModelRecord(_orphan(event.model))
             record.in_catalog = False
+        if event.running:
+            record.wanted = None
         serial = int(event.replica.rpartition("#")[2])
         replica = self._fleet.adopt(record, serial, event.placement, event.running, now_ms)
         replica.used_ms = now_ms - event.idle_ms
@@ -254,7 +266,7 @@ class Changes:
             if request not in self._fleet.requests:
                 self._fleet.hold(request, holder, replica)
                 self._requests.hold(request, holder)
-        if not known:
+        if not record.in_catalog:
             self._requests.drop_leases(replica)
             self._fleet.stop(replica, StopReason.MODEL_REMOVED, now_ms)
         elif event.running and not replica.leases:
@@ -263,9 +275,11 @@ class Changes:
         self._requests.may_grant(record)
 
 
-def _bytes_on(replica: ReplicaRecord, device: DeviceId) -> int:
+def _bytes_on(replica: ReplicaRecord, device: Device, is_host_memory: bool) -> int:
+    """What a replica's exit frees on a device; on one that is its host's memory, what it holds there too."""
     place = replica.placement
-    return sum(size for name, size in zip(place.devices, place.device_bytes, strict=True) if name == device)
+    sizes = zip(place.devices, place.device_bytes, strict=True)
+    return sum(size for name, size in sizes if name == device.id) + (place.host_bytes if is_host_memory else 0)
 
 
 def _orphan(name: ModelName) -> Model:

@@ -8,6 +8,7 @@ from rayscheduler.core.types import (
     HTTP_STATUS,
     ModelName,
     Placement,
+    Refusal,
     RejectCode,
     ReplicaId,
     RequestId,
@@ -17,13 +18,18 @@ from rayscheduler.core.types import (
 
 @dataclass(frozen=True, slots=True)
 class StartReplica:
-    """Start it now: every victim's exit is confirmed. `why` is one sentence for people."""
+    """Start it now: every victim's exit is confirmed.
+
+    `why` is one sentence for people. `refusals` say why not elsewhere, as it was when this place was chosen;
+    they are only collected where the scheduler was asked to (`Scheduler(explain_nodes_max=…)`).
+    """
 
     replica: ReplicaId
     model: ModelName
     placement: Placement
     evicts: tuple[ReplicaId, ...] = ()
     why: str = ""
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from rayscheduler.core.loading import GIB, Loader
 from rayscheduler.core.planner import Leaving, Planner, share_of
 from rayscheduler.core.records import ModelRecord
 from rayscheduler.core.types import (
+    DeviceId,
     Model,
     ModelName,
     Plan,
@@ -43,6 +44,7 @@ class PlanAnswer:
     plan: Plan | None
     refusals: tuple[Refusal, ...]
     message: str
+    summary: str  # all devices in one line
 
 
 def answer_plan(record: ModelRecord, fleet: Fleet, loader: Loader, now_ms: int, node_has_joined: bool) -> PlanAnswer:
@@ -51,13 +53,23 @@ def answer_plan(record: ModelRecord, fleet: Fleet, loader: Loader, now_ms: int, 
     plan = found if isinstance(found, Plan) else None
     leaving = loader.exits(record, False, now_ms)
     refusals = tuple(_refusals(record, fleet, loader.planner, leaving, plan))
+    line = summary(record, fleet, loader, now_ms)
     if plan is not None:
-        return PlanAnswer(record.name, Verdict.PLACED, plan, refusals, loader.sentence(record, plan, now_ms))
+        return PlanAnswer(record.name, Verdict.PLACED, plan, refusals, loader.sentence(record, plan, now_ms), line)
     if node_has_joined and not loader.fits_ever(record):
         message = never_fits_message(record, fleet.ledger, loader.planner)
-        return PlanAnswer(record.name, Verdict.NEVER, None, refusals, message)
+        return PlanAnswer(record.name, Verdict.NEVER, None, refusals, message, line)
     message = _waits_for(record, fleet, loader, refusals, now_ms)
-    return PlanAnswer(record.name, Verdict.WAIT, None, refusals, message)
+    return PlanAnswer(record.name, Verdict.WAIT, None, refusals, message, line)
+
+
+def refusals_of(
+    fleet: Fleet, loader: Loader, nodes_max: int, record: ModelRecord, plan: Plan, now_ms: int
+) -> tuple[Refusal, ...]:
+    """Why each node that a plan does not take was not chosen; nothing on a cluster of more than `nodes_max`."""
+    if len(fleet.ledger.accounts) > nodes_max:
+        return ()
+    return tuple(_refusals(record, fleet, loader.planner, loader.exits(record, False, now_ms), plan))
 
 
 def _refusals(
@@ -152,3 +164,77 @@ def _waits_for(record: ModelRecord, fleet: Fleet, loader: Loader, refusals: Sequ
 def _occupation(fleet: Fleet, name: ReplicaId) -> str:
     replica = fleet.replicas[name]
     return f"serving {len(replica.leases)}" if replica.leases else "not stale yet"
+
+
+# -- in one line ------------------------------------------------------------------------------------
+
+
+def summary(record: ModelRecord, fleet: Fleet, loader: Loader, now_ms: int) -> str:
+    """Every device in one line that people can read: how many would do, what is wrong with the others, and
+    whose eviction would help.
+
+    `0/8 devices: 5 short of memory (best n2/1, 3.1 of 14.0 GiB missing), 2 backend metal, 1 draining;
+    evicting llama-8b#3 would free 16.0 GiB`
+    """
+    reasons: Counter[str] = Counter()
+    total = good = 0
+    nearest: tuple[int, str, int] | None = None  # missing bytes, device, needed bytes
+    for name in sorted(fleet.ledger.accounts):
+        account = fleet.ledger.accounts[name]
+        needs = loader.planner.needs(account, record.model)
+        total += len(account.node.devices)
+        if isinstance(needs, Refusal):
+            reasons[_static_words(needs, account)] += len(account.node.devices)
+            continue
+        option = needs.options[-1]
+        room = account.room()
+        for at, device in enumerate(account.node.devices):
+            each = option.device_bytes[at] if option.device_bytes else 0
+            missing = each - room.free[at]
+            if account.lost[at]:
+                reasons["lost"] += 1
+            elif missing <= 0:
+                good += 1
+            elif missing <= _going(fleet, device.id):
+                reasons["draining"] += 1
+            else:
+                reasons["short of memory"] += 1
+                nearest = min(nearest or (missing, device.id, each), (missing, device.id, each))
+    told = [_counted(reason, count, nearest) for reason, count in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))]
+    line = f"{good}/{total} devices" + (": " + ", ".join(told) if told else "")
+    return line + _eviction_words(record, fleet, loader, now_ms)
+
+
+def _static_words(refusal: Refusal, account: NodeAccount) -> str:
+    if refusal.reason is RefusalReason.BACKEND:
+        return f"backend {account.node.backend}"
+    if refusal.reason is RefusalReason.TYPE:
+        return f"type {account.node.devices[0].type or 'unknown'}"
+    return str(refusal.reason).replace("_", " ")
+
+
+def _counted(reason: str, count: int, nearest: tuple[int, str, int] | None) -> str:
+    if reason != "short of memory" or nearest is None:
+        return f"{count} {reason}"
+    missing, device, needed = nearest
+    return f"{count} {reason} (best {device}, {missing / GIB:.1f} of {needed / GIB:.1f} GiB missing)"
+
+
+def _going(fleet: Fleet, device: DeviceId) -> int:
+    """Bytes on a device that are about to be free and are promised to nobody."""
+    return sum(
+        size
+        for replica in fleet.on_device(device)
+        if replica.state in (State.DRAINING, State.STOPPING) and replica.makes_way_for is None
+        for name, size in zip(replica.placement.devices, replica.placement.device_bytes, strict=True)
+        if name == device
+    )
+
+
+def _eviction_words(record: ModelRecord, fleet: Fleet, loader: Loader, now_ms: int) -> str:
+    plan, _ = loader.plan(record, now_ms, drain=True)
+    if not isinstance(plan, Plan) or not plan.evictions:
+        return ""
+    freed = sum(sum(fleet.replicas[name].placement.device_bytes) for name in plan.evictions)
+    how = "draining" if plan.drained else "evicting"
+    return f"; {how} {', '.join(plan.evictions)} would free {freed / GIB:.1f} GiB"

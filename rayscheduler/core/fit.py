@@ -102,6 +102,12 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
     if not offered:
         return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, sum(sizes[: roomy[-1]]))
     options = [_option(node, model, count, tuple(large)) for count in offered]
+    if want.exclusive:
+        # A whole device is held, but the model still has to fit into it.
+        options = [option for option in options if len(option.indices) >= option.count]
+        if not options:
+            each = want.bytes_by_count[offered[-1]]
+            return refusal(RefusalReason.MEMORY, each, sizes[offered[-1] - 1])
     return Needs(model, options, ranks, settings.strategy)
 
 
@@ -110,7 +116,11 @@ def _option(node: Node, model: Model, count: int, indices: tuple[int, ...]) -> O
     each = want.bytes_by_count[count]
     if count == 0:
         return Option(0, (), (), want.host_memory_bytes + each)
-    sizes = tuple(d.capacity_bytes - d.headroom_bytes if want.exclusive else each for d in node.devices)
+    if want.exclusive:
+        sizes = tuple(d.capacity_bytes - d.headroom_bytes for d in node.devices)
+        indices = tuple(i for i in indices if sizes[i] >= each)
+    else:
+        sizes = (each,) * len(node.devices)
     return Option(count, indices, sizes, want.host_memory_bytes)
 
 

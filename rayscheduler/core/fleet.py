@@ -14,7 +14,17 @@ from rayscheduler.core.decisions import Decision, StartReplica, StopReplica
 from rayscheduler.core.ledger import Ledger
 from rayscheduler.core.lifecycle import State
 from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
-from rayscheduler.core.types import DeviceId, HolderId, NodeName, Placement, Plan, ReplicaId, RequestId, StopReason
+from rayscheduler.core.types import (
+    DeviceId,
+    HolderId,
+    NodeName,
+    Placement,
+    Plan,
+    Refusal,
+    ReplicaId,
+    RequestId,
+    StopReason,
+)
 
 
 class Fleet:
@@ -38,15 +48,23 @@ class Fleet:
     # -- coming -----------------------------------------------------------------------------------
 
     def promise(
-        self, model: ModelRecord, plan: Plan, also_awaits: frozenset[ReplicaId], origin: Origin, now_ms: int, why: str
+        self,
+        model: ModelRecord,
+        plan: Plan,
+        also_awaits: frozenset[ReplicaId],
+        origin: Origin,
+        now_ms: int,
+        why: str,
+        refusals: tuple[Refusal, ...] = (),
     ) -> ReplicaRecord:
         """Reserve room for a new replica and send its victims away; it starts when all of them are gone.
 
-        `also_awaits`: replicas that are leaving already and must be gone as well.
+        `also_awaits`: replicas that are leaving already and must be gone as well. `why` and `refusals` explain
+        the plan and are told with the start.
         """
         model.serial += 1
         replica = ReplicaRecord(model, model.serial, State.PENDING, plan.placement, origin, now_ms)
-        replica.why = why
+        replica.why, replica.refusals = why, refusals
         self._add(replica)
         self.ledger.reserve(replica.id, plan.placement, frozenset(plan.evictions))
         self._moved_pinned(model)
@@ -85,7 +103,10 @@ class Fleet:
 
     def _start(self, replica: ReplicaRecord, now_ms: int) -> None:
         replica.move(State.STARTING, now_ms)
-        self.out.append(StartReplica(replica.id, replica.model.name, replica.placement, replica.evicts, replica.why))
+        model = replica.model.name
+        self.out.append(
+            StartReplica(replica.id, model, replica.placement, replica.evicts, replica.why, replica.refusals)
+        )
 
     def start_ready(self, now_ms: int) -> bool:
         """Start the PENDING replicas whose victims are gone; False if one found its room taken meanwhile."""

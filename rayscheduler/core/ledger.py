@@ -72,7 +72,7 @@ class NodeAccount:
         return self._recomputed(kept, count_others=False)
 
     def _recomputed(self, held: Mapping[ReplicaId, Reservation], count_others: bool = True) -> NodeRoom:
-        node, index = self.node, self.index
+        node, index, shared = self.node, self.index, self.node.device_is_host_memory
         load = [0] * len(node.devices)
         host = millicpus = 0
         for reservation in held.values():
@@ -83,22 +83,25 @@ class NodeAccount:
                 if at is not None:
                     charge[at] += size
             under_host = under_millicpus = 0
+            if shared:
+                charge[0] += place.host_bytes
             if reservation.overlaps:
                 under, under_host, under_millicpus = self._overlapped(held, reservation.overlaps)
+                if shared:
+                    under[0] += under_host
                 charge = [max(0, mine - theirs) for mine, theirs in zip(charge, under, strict=True)]
             for at, size in enumerate(charge):
                 load[at] += size
-            host += max(0, place.host_bytes - under_host)
+            if not shared:
+                host += max(0, place.host_bytes - under_host)
             millicpus += max(0, place.millicpus - under_millicpus)
         free = [
             LOST if lost else device.capacity_bytes - device.headroom_bytes - size - (others if count_others else 0)
             for device, size, others, lost in zip(node.devices, load, self.others, self.lost, strict=True)
         ]
         free_host = (UNLIMITED if node.memory_bytes is None else node.memory_bytes) - host
-        if node.device_is_host_memory:
-            free[0] -= host
+        if shared:
             free_host = free[0]
-            load[0] += host
         free_millicpus = (UNLIMITED if node.millicpus is None else node.millicpus) - millicpus
         return NodeRoom(node, load, free, free_host, free_millicpus)
 

@@ -8,7 +8,7 @@ come last and take free memory only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
 from rayscheduler.core.exits import Exits, candidate_of
@@ -21,6 +21,7 @@ from rayscheduler.core.types import (
     ModelName,
     NoFit,
     Plan,
+    Refusal,
     ReplicaId,
     Settings,
 )
@@ -40,12 +41,18 @@ class Rivals:
         self.blocked = False  # one of them cannot go now
 
 
+def _unexplained(model: ModelRecord, plan: Plan, now_ms: int) -> tuple[Refusal, ...]:
+    """Why not elsewhere costs a look at every node: nobody asked."""
+    return ()
+
+
 class Loader:
     def __init__(self, fleet: Fleet, planner: Planner, policy: Policy, settings: Settings) -> None:
         self._fleet = fleet
         self.planner = planner
         self._policy = policy
         self._settings = settings
+        self.explain: Callable[[ModelRecord, Plan, int], tuple[Refusal, ...]] = _unexplained
 
     # -- the walk ---------------------------------------------------------------------------------
 
@@ -66,7 +73,7 @@ class Loader:
             _, _, model, patient = heappop(heap)
             if not self._needs_one_more(model) or self._backing_off(model, now_ms):
                 continue
-            origin = Origin.REQUEST if self._uncovered(model) else Origin.LOAD
+            origin = Origin.REQUEST if model.wanted is None else Origin.LOAD
             if self._load(model, patient, origin, now_ms):
                 for turn in self._turns(model, now_ms):
                     heappush(heap, turn)
@@ -151,7 +158,8 @@ class Loader:
             if evict:
                 model.no_fit = (self._fleet.epoch, drain)
             return False
-        self._fleet.promise(model, plan, awaits, origin, now_ms, self.sentence(model, plan, now_ms))
+        refusals = self.explain(model, plan, now_ms)
+        self._fleet.promise(model, plan, awaits, origin, now_ms, self.sentence(model, plan, now_ms), refusals)
         return True
 
     def plan(

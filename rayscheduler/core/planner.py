@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
+from math import comb
 from typing import Any, Protocol
 
 from rayscheduler.core.fit import Choice, Needs, choose, needs_on
@@ -34,6 +36,8 @@ from rayscheduler.core.types import (
     Strategy,
 )
 from rayscheduler.core.victims import Candidate, VictimSet, best_set
+
+COMBINATIONS_MAX = 5_000  # of nodes, tried for a model across nodes that asks for total device memory
 
 Rank = tuple[Any, ...]
 RoomOf = Callable[[NodeAccount], NodeRoom]
@@ -237,7 +241,10 @@ class Planner:
                 if len(whole) < nodes:
                     continue
                 whole.sort(key=lambda w: (w[1].type_rank, self._sign * w[1].load, w[0].node.name))
-                taken = sorted(whole[:nodes], key=lambda w: w[0].node.name)
+                chosen = _large_enough(whole, nodes, model.requirement.total_device_memory_bytes)
+                if chosen is None:
+                    continue
+                taken = sorted(chosen, key=lambda w: w[0].node.name)
                 load = self._sign * sum(choice.load for _, choice in taken)
                 type_rank = max(choice.type_rank for _, choice in taken)
                 names = tuple(account.node.name for account, _ in taken)
@@ -338,15 +345,31 @@ class Planner:
 def share_of(model: Model, count: int, per_node: int) -> Model:
     """The model as one of its nodes sees it: its share of the devices, with the bytes of the whole count."""
     want = model.requirement
-    total = want.total_device_memory_bytes * per_node // count
     return replace(
         model,
         requirement=replace(
             want,
             bytes_by_count={per_node: want.bytes_by_count[count]},
-            total_device_memory_bytes=total,
+            total_device_memory_bytes=0,  # asked of all the nodes together
         ),
     )
+
+
+def _large_enough(
+    ranked: list[tuple[NodeAccount, Choice]], nodes: int, total_bytes: int
+) -> Sequence[tuple[NodeAccount, Choice]] | None:
+    """The first `nodes` of them, in rank order, whose devices have `total_bytes` together. With many to choose
+    from only the best and the largest are tried."""
+
+    def capacity(account: NodeAccount) -> int:
+        return sum(device.capacity_bytes for device in account.node.devices)
+
+    largest = sorted(ranked, key=lambda w: -capacity(w[0]))[:nodes]
+    every = combinations(ranked, nodes) if comb(len(ranked), nodes) <= COMBINATIONS_MAX else (ranked[:nodes], largest)
+    for chosen in every:
+        if sum(capacity(account) for account, _ in chosen) >= total_bytes:
+            return chosen
+    return None
 
 
 def _placement(model: Model, taken: Sequence[tuple[NodeAccount, Choice]]) -> Placement:

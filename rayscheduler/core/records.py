@@ -10,7 +10,17 @@ from bisect import insort
 from collections import deque
 
 from rayscheduler.core.lifecycle import State, checked
-from rayscheduler.core.types import HolderId, Model, ModelName, Placement, ReplicaId, RequestId, StopReason, Word
+from rayscheduler.core.types import (
+    HolderId,
+    Model,
+    ModelName,
+    Placement,
+    Refusal,
+    ReplicaId,
+    RequestId,
+    StopReason,
+    Word,
+)
 
 DEMAND_WINDOW_MS = 600_000  # recent demand = requests granted in the last ten minutes
 BACKOFF_FIRST_MS = 1_000
@@ -63,6 +73,7 @@ class ReplicaRecord:
         "model",
         "origin",
         "placement",
+        "refusals",
         "serial",
         "since_ms",
         "stale_timer",
@@ -94,6 +105,7 @@ class ReplicaRecord:
         self.idle_timer = self.stale_timer = False  # whether a timer of that kind is set
         self.story: deque[str] = deque((f"{now_ms} ms {state}",), STORY_LENGTH)
         self.why = ""
+        self.refusals: tuple[Refusal, ...] = ()
 
     @property
     def id_key(self) -> tuple[str, int]:
@@ -153,7 +165,8 @@ class ModelRecord:
         return [replica for replica in self.replicas.values() if replica.serves()]
 
     def standing_minimum(self) -> int:
-        return 0 if self.unloaded else self.model.replicas_min
+        """How many replicas no victim set may go below."""
+        return self.model.replicas_min if self.in_catalog else 0
 
     def standing_wish(self) -> int:
         """How many replicas are wanted without anybody asking."""

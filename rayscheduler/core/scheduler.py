@@ -16,11 +16,12 @@ No clock, no I/O, no randomness: equal events give equal decisions.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from rayscheduler.core import events as ev
 from rayscheduler.core.changes import Changes
 from rayscheduler.core.decisions import Decision
-from rayscheduler.core.explain import PlanAnswer, answer_plan
+from rayscheduler.core.explain import PlanAnswer, answer_plan, refusals_of
 from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.ledger import Ledger
 from rayscheduler.core.lifecycle import State
@@ -37,15 +38,19 @@ from rayscheduler.core.view import snapshot_of, validate
 class Scheduler:
     """The whole state of one cluster and the rules that change it. One thread, one owner."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, explain_nodes_max: int = 0) -> None:
+        """`explain_nodes_max`: tell with each start why every other node was not chosen, on clusters of up to
+        so many nodes (it costs a look at each of them; what is decided does not depend on it)."""
         self.settings = settings
         ledger = Ledger()
         policy = policy_of(settings)
         self._models: dict[ModelName, ModelRecord] = {}
         self._timers = Timers()
+        self._withheld: list[Decision] = []  # of `restore`
         self._fleet = Fleet(ledger)
         self._loader = Loader(self._fleet, Planner(ledger, settings), policy, settings)
         self._requests = Requests(self._models, self._fleet, self._loader, policy, settings, self._timers)
+        self._loader.explain = partial(refusals_of, self._fleet, self._loader, explain_nodes_max)
         self._changes = Changes(self._models, self._fleet, self._requests, self._timers)
 
     def handle(self, event: ev.Event, now_ms: int) -> list[Decision]:
@@ -55,7 +60,7 @@ class Scheduler:
     def handle_batch(self, events: Iterable[ev.Event], now_ms: int) -> list[Decision]:
         """Apply all events of one instant, then decide once: each request sees the ones before it."""
         fleet = self._fleet
-        fleet.out = []
+        fleet.out, self._withheld = self._withheld, []
         self._note_conditions(now_ms)
         self._expire(now_ms - 1, now_ms)
         woken = False
@@ -74,8 +79,11 @@ class Scheduler:
         return fleet.out
 
     def restore(self, events: Iterable[ev.Event], now_ms: int) -> None:
-        """Learn what is there already and decide nothing yet: a start state, or what a restart has found."""
-        self._fleet.out = []
+        """Learn what is there already and plan nothing yet: a start state, or what a restart has found.
+
+        What cannot wait (the stop of a replica whose model is unknown) comes out of the next `handle`.
+        """
+        self._fleet.out = self._withheld
         for event in events:
             self._apply(event, now_ms)
 

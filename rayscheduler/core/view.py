@@ -113,9 +113,6 @@ def _validate_replica(fleet: Fleet, replica: ReplicaRecord) -> None:
     assert replica.model.replicas.get(name) is replica, f"{name} is unknown to its model"
     serving = state in (State.RUNNING, State.DRAINING)
     assert serving or not replica.leases, f"{name} holds leases while {state}: {story}"
-    assert len(replica.leases) <= max(replica.model.model.concurrency, 1) or replica.origin == "found", (
-        f"{name} has more leases than its concurrency"
-    )
     assert state is State.PENDING or not replica.waits_for, f"{name} waits for others while {state}"
     assert state is not State.DRAINING or replica.leases, f"{name} is drained and was not stopped: {story}"
     for victim in replica.waits_for:
