@@ -23,6 +23,9 @@ from rayscheduler.core import events as ev
 from rayscheduler.core.decisions import Grant, StartReplica, StopReplica
 from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import Backend, Device, Model, Node, Placement, Requirement, Settings
+from rayscheduler.simulation.scenario import Scenario
+from rayscheduler.simulation.traffic import requests, zipf
+from rayscheduler.simulation.world import World
 
 GIB = 1 << 30
 COUNTS = (1, 2, 4, 8)
@@ -148,11 +151,35 @@ def bytes_each() -> dict[str, int]:
     return {"per_replica": (replicas - before) // 10_000, "per_waiting_request": (waiting - start) // 10_000}
 
 
+def day(count: int = 1_000_000, nodes: int = 1_000) -> dict[str, object]:
+    """A day of `count` requests for 2,000 models (Zipf) on `nodes` nodes of 8 devices, in virtual time."""
+    models = tuple(model(f"m{i}", (8, 14, 30, 60, 130)[i % 5], concurrency=8) for i in range(2_000))
+    scenario = Scenario(
+        settings=Settings(queue_limit=100_000),
+        nodes=tuple(node(i) for i in range(nodes)),
+        models=models,
+        unload_ms={each.name: 500 for each in models},
+        events=requests(count, 24.0, zipf(2_000), lambda share: 1.0, seed=3),
+    )
+    start = time.perf_counter()
+    granted = loads = 0
+    for _, decision in World(scenario).run(lambda at_ms, what: None):
+        granted += isinstance(decision, Grant)
+        loads += isinstance(decision, StartReplica)
+    seconds = time.perf_counter() - start
+    rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"requests": count, "granted": granted, "loads": loads, "seconds": round(seconds, 1), "rss_mib": rss_mib}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--quick", action="store_true", help="up to 1,000 nodes only")
+    parser.add_argument("--day", action="store_true", help="only the day of a million requests")
     options = parser.parse_args()
+    if options.day:
+        print(json.dumps({"day": day()}))
+        return
     sizes = (100, 1_000) if options.quick else (100, 1_000, 10_000)
     figures: dict[str, object] = {"batch_of_100": batch()}
     for size in sizes:
