@@ -114,6 +114,4 @@ class VersionMismatch(RayschedulerError):
 
 def _one_line(text: str) -> str:
     """Control characters (line breaks, escape codes) shown, not obeyed."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 
+from rayscheduler.core.types import ModelName, RequestId
 from rayscheduler.simulation.scenario import At, Request
 
 Chooser = Callable[[random.Random, float], int]
@@ -47,8 +48,8 @@ def requests(
             share = (step + chance.random()) / steps
             at_ms = int(share * hours * 3_600_000)
             duration_ms = max(50, int(chance.expovariate(1 / (mean_s * 1000))))
-            name = f"m{choose(chance, share)}"
-            made.append(At(at_ms, Request(f"r{len(made)}", name, duration_ms)))
+            model = ModelName(f"m{choose(chance, share)}")
+            made.append(At(at_ms, Request(RequestId(f"r{len(made)}"), model, duration_ms)))
     made.sort(key=lambda at: at.at_ms)
     return tuple(made)
 

@@ -120,7 +120,7 @@ def main() -> None:
     for kind, ways in table.items():
         for way, f in ways.items():
             told = (f["granted"], f["cold_starts"], f["mean_wait_ms"], f["p99_wait_ms"])
-            print(f"{kind:14} {way:20} {told[0]:>8} {told[1]:>12} {told[2]:>13} {told[3]:>12}")
+            print(f"{kind:14} {way:20} {told[0]:>8} {told[1]:>12} {told[2]:>13} {told[3]!s:>12}")
     for key in ("cold_starts", "mean_wait_ms"):
         print("\n" + plot(table, key))
 
