@@ -43,8 +43,10 @@ def requests(
     weights = [rate(step / steps) for step in range(steps)]
     total = sum(weights)
     made: list[At] = []
+    due = 0.0
     for step, weight in enumerate(weights):
-        for _ in range(round(count * weight / total)):
+        due += count * weight / total
+        while len(made) + 0.5 < due:
             share = (step + chance.random()) / steps
             at_ms = int(share * hours * 3_600_000)
             duration_ms = max(50, int(chance.expovariate(1 / (mean_s * 1000))))
