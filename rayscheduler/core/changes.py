@@ -171,7 +171,10 @@ class Changes:
 
     def unload_asked(self, name: ModelName, now_ms: int) -> None:
         record = self._models.get(name)
-        if record is not None:
+        if record is None:
+            return
+        leaving = all(replica.state is State.STOPPING for replica in record.replicas.values())
+        if not leaving or record.waiting or record.wanted is not None:
             record.unloaded = True
             self._unload(record, StopReason.UNLOADED, RejectCode.UNLOADED, now_ms)
 

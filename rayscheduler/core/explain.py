@@ -28,6 +28,8 @@ from rayscheduler.core.types import (
     Word,
 )
 
+BEFORE_CPUS = (RefusalReason.BACKEND, RefusalReason.TYPE, RefusalReason.LABELS, RefusalReason.CPUS)
+
 
 class Verdict(Word):
     PLACED = "placed"
@@ -89,6 +91,8 @@ def _refusal(
     if isinstance(needs, Refusal) and model.requirement.across_nodes:
         seen, needs = _as_share(model, planner, account, needs)
     if isinstance(needs, Refusal):
+        if needs.reason not in BEFORE_CPUS and account.room().free_millicpus < model.requirement.millicpus:
+            return Refusal(account.node.name, RefusalReason.CPUS)
         return Refusal(account.node.name, needs.reason, needs.needed_bytes, needs.free_bytes)
     if planner.fits_node(seen, account, leaving):
         # It fits here: another place is better, or what must leave first (policy) cannot go yet.

@@ -258,7 +258,7 @@ class Requests:
         for replica in reversed(record.serving()):
             if replica.origin is not Origin.REQUEST or replica.state is State.RUNNING or replica.abandoned:
                 continue
-            others = [r for r in record.serving() if r is not replica]
+            others = [r for r in record.serving() if r is not replica and not r.abandoned]
             if len(record.waiting) > self._loader.places(others, record):
                 continue
             if replica.state is State.PENDING:
