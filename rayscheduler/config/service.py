@@ -1,0 +1,186 @@
+"""The file that `rayscheduler up` reads: how to schedule, and the catalog of models with their engines.
+
+Rules of this file: an entry is a scenario's model and what its engine needs; what only the machine that
+runs the engine can know (is the file there? is the program installed?) is not asked here. A config
+written with `to_json` reads back as itself, also where the file is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from rayscheduler.config.fields import Count, Section
+from rayscheduler.config.models import (
+    EngineName,
+    EngineWord,
+    ModelSection,
+    SchedulerSection,
+    check_catalog,
+)
+from rayscheduler.config.values import Wrong, shown
+from rayscheduler.config.yaml_lines import Document, load_file, load_text
+from rayscheduler.core.types import Model, Settings
+
+# Engines batch: four requests at a time cost little more than one. Scenarios count every lease and say 1.
+CONCURRENCY = 4
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class ModelEntry(ModelSection):
+    """A model of the real catalog."""
+
+    engine: EngineWord = Field(examples=["llama-cpp"])
+    concurrency: Count = CONCURRENCY
+
+    @property
+    def load_timeout_ms(self) -> int:
+        return self.load_timeout
+
+    @property
+    def kind(self) -> str:
+        """What clients may ask it for: `chat` (and plain completions) or `embedding`."""
+        return "embedding" if self.embedding else "chat"
+
+    def simulate_options(self) -> dict[str, object]:
+        """What the `simulated` engine is told, by the names of the file; times in milliseconds, sizes in bytes."""
+        section = self.simulate
+        options: dict[str, object] = {
+            "load": section.load,
+            "unload": section.unload,
+            "tokens_per_second": section.tokens_per_second,
+            "reply": section.reply,
+            "fail": section.fail.value,
+            "fail_after": section.fail_after,
+            "fail_status": section.fail_status,
+            "allocate": section.allocate,
+        }
+        return {key: value for key, value in options.items() if value is not None}
+
+    def engine_fields(self) -> dict[str, Any]:
+        """The fields of an `EngineRequest` that the catalog decides; the rest (devices, ids) is the placement's."""
+        return {
+            "model": self.name,
+            "source": self.source,
+            "args": tuple(self.args),
+            "env": dict(self.env),
+            "context_length": self.context_length,
+            "concurrency": self.concurrency,
+            "embedding": self.embedding,
+            "ready_path": self.ready_path,
+            "load_timeout_ms": self.load_timeout,
+            "simulate": self.simulate_options() if self.engine is EngineName.SIMULATED else {},
+        }
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Any:
+        if self.engine is EngineName.LLAMA_CPP and not self.source:
+            raise Wrong(f"{shown(self.name)} has no source", "add the path of its GGUF file, source: model.gguf")
+        if self.engine is EngineName.COMMAND and not self.args:
+            what = f"{shown(self.name)} has no args, the command that serves it"
+            raise Wrong(what, "add for example args: [vllm, serve, org/model, --port, '${PORT}']")
+        if not self.ready_path.startswith("/"):
+            fix = "write a path of the engine's server, for example /health"
+            raise Wrong(f"{shown(self.ready_path)} does not start with /", fix, ("ready_path",))
+        if self.load_timeout == 0:
+            raise Wrong("gives a load no time at all", "write for example 5m", ("load_timeout",))
+        for key in self.env:
+            if not _VARIABLE.fullmatch(key):
+                what = f"{shown(key)} is not the name of an environment variable"
+                raise Wrong(what, "write letters, digits and _, for example OMP_NUM_THREADS", ("env", key))
+        return self
+
+
+class ServiceFile(Section):
+    """What is served and how."""
+
+    scheduler: SchedulerSection = SchedulerSection()
+    models: list[ModelEntry] = Field(
+        examples=["[{name: a, engine: llama-cpp, source: a.gguf, memory: 2GiB}]"],
+    )
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """A service file that has been checked. `path`: where it was, for messages; `lines`: of its models."""
+
+    scheduler: SchedulerSection
+    models: list[ModelEntry]
+    path: str
+    lines: tuple[int, ...] = ()
+
+    def line_of(self, index: int) -> int | None:
+        """The line on which `models[index]` starts."""
+        return self.lines[index] if index < len(self.lines) else None
+
+    def settings(self) -> Settings:
+        """The core's settings."""
+        return self.scheduler.settings()
+
+    def core_models(self) -> tuple[Model, ...]:
+        """The catalog as the core has it, in the order of the file."""
+        return tuple(entry.to_model() for entry in self.models)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The model of each alias."""
+        return {alias: entry.name for entry in self.models for alias in entry.aliases}
+
+    def to_json(self) -> str:
+        """A text that `config_from_json` reads, on any machine."""
+        return json.dumps(
+            {
+                "scheduler": self.scheduler.model_dump(mode="json", exclude_unset=True),
+                "models": [entry.model_dump(mode="json", exclude_unset=True) for entry in self.models],
+            }
+        )
+
+
+def load_config(path: str | os.PathLike[str]) -> ServiceConfig:
+    """The config in a file; ConfigError on anything wrong. Relative sources become absolute."""
+    file = os.fspath(path)
+    return _config(load_file(file), os.path.dirname(os.path.abspath(file)))
+
+
+def config_from_text(text: str, file: str = "<config>", folder: str = ".") -> ServiceConfig:
+    """The config in a text; `file` is what errors call it, relative sources start at `folder`."""
+    return _config(load_text(text, file), os.path.abspath(folder))
+
+
+def config_from_json(text: str, file: str = "<stored config>") -> ServiceConfig:
+    """What `ServiceConfig.to_json` wrote: its sources are absolute already."""
+    return _config(load_text(text, file), None)
+
+
+def _config(document: Document, folder: str | None) -> ServiceConfig:
+    file = document.parse(ServiceFile)
+    check_catalog(document, file.scheduler, file.models)
+    models = file.models if folder is None else [_with_absolute_source(entry, folder) for entry in file.models]
+    lines = tuple(document.line(("models", index)) for index in range(len(models)))
+    return ServiceConfig(file.scheduler, models, document.file, lines)
+
+
+def _with_absolute_source(entry: ModelEntry, folder: str) -> ModelEntry:
+    """A llama-cpp source is a file. A command's may be a name that only the command knows, unless it says `./`."""
+    source = entry.source
+    if not source or source.startswith("~") or "://" in source:
+        return entry
+    if entry.engine is not EngineName.LLAMA_CPP and not source.startswith(("./", "../")):
+        return entry
+    return entry.model_copy(update={"source": os.path.normpath(os.path.join(folder, source))})
+
+
+__all__ = [
+    "ModelEntry",
+    "ServiceConfig",
+    "ServiceFile",
+    "config_from_json",
+    "config_from_text",
+    "load_config",
+]
