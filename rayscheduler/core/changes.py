@@ -121,7 +121,7 @@ class Changes:
 
     # -- the catalog and its operator -------------------------------------------------------------
 
-    def model_deployed(self, model: Model) -> None:
+    def model_deployed(self, model: Model, now_ms: int) -> None:
         record = self._models.get(model.name) or self._retired.pop(model.name, None)
         if record is None:
             record = ModelRecord(model)
@@ -133,12 +133,25 @@ class Changes:
         for replica in record.replicas.values():
             if replica.state is State.RUNNING and not replica.leases:
                 replica.idle_timer = False  # its timeout may be another now
-                self._requests.idle(replica)
+                self._requests.idle(replica, now_ms)
 
-    def pin(self, name: ModelName, pinned: bool) -> None:
+    def seed_serial(self, name: ModelName, serial: int) -> None:
+        """Serials up to this one were used before."""
+        record = self._record(name)
+        record.serial = max(record.serial, serial)
+
+    def _record(self, name: ModelName) -> ModelRecord:
+        """The model's record; a new one, outside the catalog, for a name that is not known."""
+        record = self._models.get(name) or self._retired.get(name)
+        if record is None:
+            record = self._retired[name] = ModelRecord(_orphan(name))
+            record.in_catalog = False
+        return record
+
+    def pin(self, name: ModelName, pinned: bool, now_ms: int) -> None:
         record = self._models.get(name)
         if record is not None and record.model.pinned != pinned:
-            self.model_deployed(replace(record.model, pinned=pinned))
+            self.model_deployed(replace(record.model, pinned=pinned), now_ms)
 
     def model_removed(self, name: ModelName, now_ms: int) -> None:
         record = self._models.pop(name, None)
@@ -219,7 +232,7 @@ class Changes:
             self._requests.may_grant(record)
         else:
             self._requests.wanting.pop(record.name, None)
-        self._requests.idle(replica)
+        self._requests.idle(replica, now_ms)
 
     def replica_failed(self, event: ev.ReplicaFailed, now_ms: int) -> None:
         """A load that failed rejects whoever waits for the model, unless another replica of it is there or
@@ -254,27 +267,28 @@ class Changes:
     def replica_found(self, event: ev.ReplicaFound, now_ms: int) -> None:
         """Adopt it; one whose model is not in the catalog is stopped, holding its bytes until it is gone."""
         nodes = event.placement.nodes
-        if event.replica in self._fleet.replicas or not any(n in self._fleet.ledger.accounts for n in nodes):
+        if event.replica in self._fleet.replicas:
             return
-        record = self._models.get(event.model) or self._retired.get(event.model)
-        if record is None:
-            record = self._retired[event.model] = ModelRecord(_orphan(event.model))
-            record.in_catalog = False
+        record = self._record(event.model)
+        serial = int(event.replica.rpartition("#")[2])
+        record.serial = max(record.serial, serial)
+        if not any(name in self._fleet.ledger.accounts for name in nodes):
+            return
         if event.running:
             record.wanted = None
-        serial = int(event.replica.rpartition("#")[2])
         replica = self._fleet.adopt(record, serial, event.placement, event.running, now_ms)
         replica.used_ms = now_ms - event.idle_ms
         for request, holder in event.leases.items():
             if request not in self._fleet.requests:
                 self._fleet.hold(request, holder, replica)
                 self._requests.hold(request, holder)
-        if not record.in_catalog:
+        if not record.in_catalog or self._requests.shutting_down:
             self._requests.drop_leases(replica)
-            self._fleet.stop(replica, StopReason.MODEL_REMOVED, now_ms)
+            reason = StopReason.MODEL_REMOVED if not record.in_catalog else StopReason.SHUTDOWN
+            self._fleet.stop(replica, reason, now_ms)
         elif event.running and not replica.leases:
             self._fleet.became_idle(replica)
-            self._requests.idle(replica)
+            self._requests.idle(replica, now_ms)
         self._requests.may_grant(record)
 
 

@@ -29,6 +29,9 @@ from rayscheduler.core.victims import Candidate
 
 GIB = 1 << 30
 
+# When a model's next load has its turn: the place in the queue, a tie-break, the model, past patience or not.
+Turn = tuple[tuple[int, int], int, ModelName, ModelRecord, bool]
+
 
 class Rivals:
     """The replicas that a policy wants gone before a model loads."""
@@ -65,38 +68,44 @@ class Loader:
 
     def _plan_queue(self, models: Iterable[ModelRecord], now_ms: int) -> bool:
         """True when a request past its patience bars everything behind it."""
-        heap: list[tuple[tuple[int, int], int, ModelRecord, bool]] = []
+        heap: list[Turn] = []
         for model in models:
             heap.extend(self._turns(model, now_ms))
         heapify(heap)
         while heap:
-            _, _, model, patient = heappop(heap)
+            _, _, _, model, patient = heappop(heap)
             if not self._needs_one_more(model) or self._backing_off(model, now_ms):
                 continue
             origin = Origin.REQUEST if model.wanted is None else Origin.LOAD
-            if self._load(model, patient, origin, now_ms):
-                for turn in self._turns(model, now_ms):
-                    heappush(heap, turn)
+            plan = self._load(model, patient, origin, now_ms)
+            if plan is not None:
+                # Whom it drains takes no new leases: those who wait for such a model may need another replica.
+                drained = {
+                    self._fleet.replicas[name].model.name: self._fleet.replicas[name].model for name in plan.drained
+                }
+                for affected in (model, *drained.values()):
+                    for turn in self._turns(affected, now_ms):
+                        heappush(heap, turn)
             elif patient and self.fits_ever(model):
                 return True
         return False
 
-    def _turns(self, model: ModelRecord, now_ms: int) -> list[tuple[tuple[int, int], int, ModelRecord, bool]]:
+    def _turns(self, model: ModelRecord, now_ms: int) -> list[Turn]:
         """When this model's next load has its turn: in the name of its first request that nothing will
         serve yet, and again in that of its first one past patience; or of the operator who wants it."""
         if not self._needs_one_more(model):
             return []
-        turns = []
+        turns: list[Turn] = []
         uncovered = self._uncovered(model)
         if uncovered:
             patient = next((w for w in uncovered if self._is_past_patience(w.arrived_ms, now_ms)), None)
             if patient is not uncovered[0]:
-                turns.append((uncovered[0].order, 0, model, False))
+                turns.append((uncovered[0].order, 0, model.name, model, False))
             if patient is not None:
-                turns.append((patient.order, 1, model, True))
+                turns.append((patient.order, 1, model.name, model, True))
         if model.wanted is not None and not model.serving():
             patient_load = self._is_past_patience(model.wanted_since_ms, now_ms)
-            turns.append((model.wanted, 2, model, patient_load))
+            turns.append((model.wanted, 2, model.name, model, patient_load))
         return turns
 
     def _is_past_patience(self, since_ms: int, now_ms: int) -> bool:
@@ -141,26 +150,26 @@ class Loader:
             while (
                 len(model.serving()) < model.standing_wish()
                 and not self._backing_off(model, now_ms)
-                and self._load(model, False, Origin.STANDING, now_ms)
+                and self._load(model, False, Origin.STANDING, now_ms) is not None
             ):
                 pass
 
     # -- one load ---------------------------------------------------------------------------------
 
-    def _load(self, model: ModelRecord, drain: bool, origin: Origin, now_ms: int) -> bool:
-        """Plan one more replica and carry the plan out; False when there is no plan now."""
+    def _load(self, model: ModelRecord, drain: bool, origin: Origin, now_ms: int) -> Plan | None:
+        """Plan one more replica and carry the plan out; None when there is no plan now."""
         evict = origin is not Origin.STANDING
         epoch, drained = model.no_fit
         if evict and epoch == self._fleet.epoch and drained >= drain:
-            return False
+            return None
         plan, awaits = self.plan(model, now_ms, drain=drain, evict=evict)
         if isinstance(plan, NoFit):
             if evict:
                 model.no_fit = (self._fleet.epoch, drain)
-            return False
+            return None
         refusals = self.explain(model, plan, now_ms)
         self._fleet.promise(model, plan, awaits, origin, now_ms, self.sentence(model, plan, now_ms), refusals)
-        return True
+        return plan
 
     def plan(
         self, model: ModelRecord, now_ms: int, drain: bool = False, evict: bool = True
@@ -190,31 +199,26 @@ class Loader:
         return Exits(self._fleet, self._settings, loading, drain, now_ms, must)
 
     def _rivals(self, loading: ModelRecord, drain: bool, now_ms: int) -> Rivals:
+        """Everything of a rival model has to go but what is pinned or kept by `replicas.min`; of several, those
+        go that can go now."""
         found = Rivals()
         if not self._policy.has_rivals:
             return found
-        protected: dict[ModelName, int] = {}
-        rivals = (
-            r
-            for r in self._fleet.replicas.values()
-            if r.model is not loading and self._policy.rivals(loading.name, r.model.name)
-        )
-        for replica in sorted(rivals, key=lambda r: (r.used_ms, r.id_key)):
+        staying: dict[ModelName, list[ReplicaRecord]] = {}
+        for replica in self._fleet.replicas.values():
             model = replica.model
+            if model is loading or not self._policy.rivals(loading.name, model.name):
+                continue
             if replica.state in (State.DRAINING, State.STOPPING):
                 found.leaving.add(replica.id)
-                continue
-            if model.model.pinned:
-                continue
-            spare = protected.setdefault(model.name, len(model.serving()) - model.standing_minimum())
-            if spare <= 0:
-                continue
-            protected[model.name] = spare - 1
-            candidate = self._rival(replica, drain, now_ms)
-            if candidate is None:
-                found.blocked = True
-            else:
-                found.must.append(candidate)
+            elif not model.model.pinned:
+                staying.setdefault(model.name, []).append(replica)
+        for replicas in staying.values():
+            surplus = len(replicas) - replicas[0].model.standing_minimum()
+            able = [c for r in replicas if (c := self._rival(r, drain, now_ms)) is not None]
+            able.sort(key=lambda c: (c.cost, c.id_key))
+            found.must.extend(able[: max(0, surplus)])
+            found.blocked = found.blocked or len(able) < surplus
         return found
 
     def _rival(self, replica: ReplicaRecord, drain: bool, now_ms: int) -> Candidate | None:

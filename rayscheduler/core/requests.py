@@ -89,9 +89,16 @@ class Requests:
         if self.shutting_down:
             return RejectCode.SHUTTING_DOWN, "the service is shutting down"
         limit = self._settings.queue_limit
-        if self.waiting >= limit and not self._free_lease(record):
+        if self.waiting >= limit and self._still_waiting() >= limit and not self._free_lease(record):
             return RejectCode.QUEUE_FULL, f"{self.waiting} requests wait already and the limit is {limit}; try later"
         return None
+
+    def _still_waiting(self) -> int:
+        """How many wait, without those of this batch that will be granted at its end."""
+        if self._policy.strict:
+            return self.waiting
+        granted = (min(len(r.waiting), self._loader.places(_running(r), r)) for r in self._grantable.values())
+        return self.waiting - sum(granted)
 
     def _free_lease(self, record: ModelRecord) -> bool:
         """Whether one more request for it would be granted at once."""
@@ -202,17 +209,18 @@ class Requests:
         self._fleet.end_lease(request, found, now_ms)
         self.may_grant(found.model)
         if not found.leases and found.state is State.RUNNING:
-            self.idle(found)
+            self.idle(found, now_ms)
 
-    def idle(self, replica: ReplicaRecord) -> None:
+    def idle(self, replica: ReplicaRecord, now_ms: int) -> None:
         """Set the timers of an idle replica: one of each kind, set again if it comes too early."""
         timeout_ms = replica.model.model.idle_timeout_ms
         if timeout_ms is not None and not replica.idle_timer:
             replica.idle_timer = True
             self._timers.action(replica.used_ms + timeout_ms, replica)
-        if self._settings.stale_after_ms and not replica.stale_timer:
+        stale_ms = replica.used_ms + self._settings.stale_after_ms
+        if stale_ms > now_ms and not replica.stale_timer:
             replica.stale_timer = True
-            self._timers.condition(replica.used_ms + self._settings.stale_after_ms, replica)
+            self._timers.condition(stale_ms, replica)
 
     def end_of_holder(self, holder: HolderId, now_ms: int) -> None:
         for request in sorted(self._holders.pop(holder, ())):
@@ -279,7 +287,7 @@ class Requests:
         if replica.state is not State.RUNNING or replica.leases or timeout_ms is None:
             return
         if replica.used_ms + timeout_ms > until_ms:
-            self.idle(replica)
+            self.idle(replica, now_ms)
         elif not record.model.pinned and len(record.serving()) > record.standing_minimum():
             record.idled = True
             self._fleet.stop(replica, StopReason.IDLE, now_ms)

@@ -108,9 +108,7 @@ class Scheduler:
 
     def seed_serial(self, model: ModelName, serial: int) -> None:
         """Never use serials up to this one (a restarted owner knows what was used before)."""
-        record = self._models.get(model)
-        if record is not None:
-            record.serial = max(record.serial, serial)
+        self._changes.seed_serial(model, serial)
 
     def _apply(self, event: ev.Event, now_ms: int) -> None:
         requests, changes = self._requests, self._changes
@@ -138,7 +136,7 @@ class Scheduler:
             case ev.MemoryObserved(device, used_bytes):
                 changes.memory_observed(device, used_bytes)
             case ev.ModelDeployed(model):
-                changes.model_deployed(model)
+                changes.model_deployed(model, now_ms)
             case ev.ModelRemoved(model_name):
                 changes.model_removed(model_name, now_ms)
             case ev.LoadAsked(model_name):
@@ -146,7 +144,7 @@ class Scheduler:
             case ev.UnloadAsked(model_name):
                 changes.unload_asked(model_name, now_ms)
             case ev.PinAsked(model_name, pinned):
-                changes.pin(model_name, pinned)
+                changes.pin(model_name, pinned, now_ms)
             case ev.ShutdownAsked():
                 changes.shut_down(now_ms)
             case ev.Woken():
@@ -161,7 +159,7 @@ class Scheduler:
                 what.stale_timer = False
                 fresh = now_ms - what.used_ms < self.settings.stale_after_ms
                 if fresh and what.state is State.RUNNING and not what.leases:
-                    self._requests.idle(what)
+                    self._requests.idle(what, now_ms)
 
     def _expire(self, until_ms: int, now_ms: int) -> None:
         """Deadlines, then idle timeouts (longest idle first, of equals the newest) that are due by `until_ms`."""

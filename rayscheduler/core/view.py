@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.lifecycle import State
-from rayscheduler.core.records import ModelRecord, ReplicaRecord
+from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord
 from rayscheduler.core.types import (
     DeviceSnapshot,
     ModelName,
@@ -96,14 +96,16 @@ def _validate_memory(fleet: Fleet) -> None:
         room = account.room()
         assert room.free == stale.free, f"{account.node.name}: what is free was not recomputed after a change"
         held = [0] * len(account.others)
+        found = any(fleet.replicas[r].origin is Origin.FOUND for r in account.reservations if r in fleet.replicas)
         for name in account.reservations:
             assert name in fleet.replicas, f"{name} holds bytes on {account.node.name}, but is not known"
         for i, device in enumerate(account.node.devices):
             held[i] = room.load[i]
             limit = device.capacity_bytes - device.headroom_bytes
             excess = held[i] - limit
-            assert excess <= 0 or account.lost[i], f"{device.id} is over-committed by {excess} bytes"
-        assert room.free_millicpus >= 0, f"{account.node.name} has promised more cpus than it has"
+            # What was found running is a fact, whatever fits; what was promised here has to fit.
+            assert excess <= 0 or account.lost[i] or found, f"{device.id} is over-committed by {excess} bytes"
+        assert room.free_millicpus >= 0 or found, f"{account.node.name} has promised more cpus than it has"
 
 
 def _validate_replica(fleet: Fleet, replica: ReplicaRecord) -> None:

@@ -6,9 +6,10 @@
     +5000                              # five seconds pass
     > started a#1    -> grant r1 a#1
 
-A `node` or `model` line sets the scene, and what it decides is not compared; `> joined` and `> deploy` are the
-same events with their decisions compared. After each event `validate()` runs, and *all* the decisions are
-compared, in their order. `wake` sends Woken. A comment needs two spaces after its `#`.
+A `node` or `model` line sets the scene, and fails when that decides anything; `> joined` and `> deploy` are the
+same events with their decisions compared. `> ended r1 & ended r2 -> ...` is one batch: two events, one pass.
+After each event `validate()` runs, and *all* the decisions are compared, in their order. `wake` sends Woken.
+A comment needs two spaces after its `#`.
 """
 
 from __future__ import annotations
@@ -120,14 +121,16 @@ class Story:
                 self.now_ms += int(told[1:])
             elif told.startswith(">"):
                 said, _, expected = told[1:].partition("->")
-                decisions = [words(d) for d in self.send(self.event(said.split()))]
+                events = [self.event(one.split()) for one in said.split(" & ")]
+                decisions = [words(d) for d in self.send_batch(*events)]
                 wanted = [part.strip() for part in expected.split(";") if part.strip()]
                 assert decisions == wanted, f"{told}\n  decided: {'; '.join(decisions)}"
             elif told:
                 kind, name, first, *rest = told.split()
                 options = dict(pair.split("=") for pair in rest)
                 made = node(name, first, **options) if kind == "node" else model(name, first, **options)
-                self.send(ev.NodeJoined(made) if kind == "node" else ev.ModelDeployed(made))
+                decided = self.send(ev.NodeJoined(made) if kind == "node" else ev.ModelDeployed(made))
+                assert not decided, f"{told}\n  decided: {'; '.join(words(d) for d in decided)}"
         return self
 
     def send(self, event: ev.Event) -> list[Decision]:

@@ -7,18 +7,14 @@ from tests.core.story import Story
 
 def test_minimum_and_preload_come_by_priority_then_name() -> None:
     """Order: "Preload and `replicas.min` come before the events at 0, by priority, then name"."""
-    story = Story()
-    events = [
-        story.event(said.split())
-        for said in (
-            "joined n1 4x80GiB",
-            "deploy b 80GiB preload=yes",
-            "deploy a 80GiB replicas_min=2 replicas_max=2",
-            "deploy c 80GiB preload=yes priority=1",
-        )
-    ]
-    decided = story.send_batch(*events)
-    assert [d.replica for d in decided] == ["c#1", "a#1", "a#2", "b#1"]  # type: ignore[union-attr]
+    Story().tell(
+        """
+        model b   80GiB  preload=yes
+        model a   80GiB  replicas_min=2 replicas_max=2
+        model c   80GiB  preload=yes priority=1
+        > joined n1 4x80GiB -> start c#1 n1/0; start a#1 n1/1; start a#2 n1/2; start b#1 n1/3
+        """
+    )
 
 
 def test_they_fill_free_memory_only() -> None:
@@ -134,12 +130,12 @@ def test_above_the_minimum_they_are_victims() -> None:
     Story().tell(
         """
         node  n1  60GiB
-        node  n2  60GiB
-        model a   60GiB  replicas_min=1 replicas_max=2
+        model a   60GiB  replicas_max=2
         model b   60GiB
         model c   60GiB
         > found a#1 n1/0 60GiB idle_ms=1000  ->
-        > found a#2 n2/0 60GiB idle_ms=2000  ->
+        > joined n2 60GiB & found a#2 n2/0 60GiB idle_ms=2000  ->
+        > deploy a 60GiB replicas_min=1 replicas_max=2  ->
         > request b r1  -> stop a#2 evicted for b#1
         > request c r2  ->
         """
@@ -149,11 +145,9 @@ def test_above_the_minimum_they_are_victims() -> None:
 def test_one_set_of_victims_may_not_take_both() -> None:
     Story().tell(
         """
-        node  n1  2x60GiB
         model a   60GiB  gpus=1 replicas_min=1 replicas_max=2
         model b   120GiB  gpus=2
-        > found a#1 n1/0 60GiB  ->
-        > found a#2 n1/1 60GiB  ->
+        > joined n1 2x60GiB & found a#1 n1/0 60GiB & found a#2 n1/1 60GiB  ->
         > request b r1  ->
         """
     )
