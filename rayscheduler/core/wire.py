@@ -61,9 +61,9 @@ def _plain(value: Any) -> Any:
 
 def decode(data: Any) -> Any:
     """The event, decision or settings that `encode` told of; WireError when it is none."""
-    if not isinstance(data, Mapping) or data.get("is") not in KINDS:
+    if not isinstance(data, Mapping) or str(data.get("is")) not in KINDS:
         raise WireError(f"not an event or a decision: {str(data)[:80]}")
-    return _made(KINDS[data["is"]], {key: held for key, held in data.items() if key != "is"})
+    return _made(KINDS[str(data["is"])], {key: held for key, held in data.items() if key != "is"})
 
 
 def _made(kind: type, told: Mapping[str, Any]) -> Any:

@@ -104,13 +104,16 @@ def _decoded(number: int, told: Sequence[Any]) -> tuple[Any, ...]:
 def replay(lines: Iterable[Mapping[str, Any]]) -> Iterator[Difference | int]:
     """Run a log again: every difference, then the number of batches that were compared."""
     settings, batches = read(lines)
-    scheduler = Scheduler(settings)
+    scheduler, begun = Scheduler(settings), False
     count = 0
     for batch in batches:
         if batch.restore:
             scheduler = Scheduler(settings)
             scheduler.restore(batch.events, batch.at_ms)
+            begun = True
             continue
+        if not begun:
+            raise TraceError(batch.line, "the log's beginning was rotated away, and with it the state it began from")
         count += 1
         decided = [_compared(d) for d in scheduler.handle_batch(batch.events, batch.at_ms)]
         logged = [_compared(d) for d in batch.decisions]
