@@ -260,10 +260,16 @@ class Fleet:
         return sorted((self.replicas[r] for r in held), key=lambda r: r.id_key)
 
     def on_device(self, device: DeviceId) -> list[ReplicaRecord]:
+        """The replicas that hold bytes of a device, in the order of their ids."""
         account = self.ledger.account_of(device)
         if account is None:
             return []
-        return [r for r in self.on_node(account.node.name) if device in r.placement.devices]
+        host = account.node.device_is_host_memory
+        return [
+            r
+            for r in self.on_node(account.node.name)
+            if device in r.placement.devices or (host and r.placement.host_bytes)
+        ]
 
     def pinned_ids(self) -> list[ReplicaId]:
         """The replicas that nobody may move: of pinned models, there or on their way."""
