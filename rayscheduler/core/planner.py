@@ -218,7 +218,8 @@ class Planner:
                     continue
                 for entry, account in shelf.walk(count, min(option.device_bytes, default=0)):
                     if best is not None and entry is not None:
-                        bound = (count, 1, needs.best_type_rank, entry[0], entry[1], (entry[2],))
+                        type_rank = needs.best_type_rank if count else 0
+                        bound = (count, 1, type_rank, entry[0], entry[1], (entry[2],))
                         if bound > best[0]:
                             break
                     room = account.room()

@@ -59,11 +59,12 @@ class Requests:
 
     def arrive(self, event: ev.RequestArrived, now_ms: int) -> None:
         """1. known already: nothing. 2. unknown model: 404. 3. fits never: 422. 4. shutting down: 503.
-        5. the queue is full and nothing is free for it: 429. 6. it waits (and may be granted in this pass)."""
+        5. too late already: 504. 6. the queue is full and nothing is free for it: 429. 7. it waits (and may be
+        granted in this pass)."""
         if event.request in self._fleet.requests:
             return
         record = self._models.get(event.model)
-        refused = self._refused(event, record)
+        refused = self._refused(event, record, now_ms)
         if record is None or refused is not None:
             code, message = refused or (RejectCode.MODEL_NOT_FOUND, "")
             self._fleet.out.append(Reject(event.request, event.model, code, message))
@@ -81,13 +82,17 @@ class Requests:
         self._grantable[record.name] = record
         self._take_up_abandoned(record)
 
-    def _refused(self, event: ev.RequestArrived, record: ModelRecord | None) -> tuple[RejectCode, str] | None:
+    def _refused(
+        self, event: ev.RequestArrived, record: ModelRecord | None, now_ms: int
+    ) -> tuple[RejectCode, str] | None:
         if record is None:
             return RejectCode.MODEL_NOT_FOUND, f"there is no model {event.model!r} in the catalog"
         if self.node_has_joined and not record.serving() and not self._loader.fits_ever(record):
             return RejectCode.NEVER_FITS, never_fits_message(record, self._fleet.ledger, self._loader.planner)
         if self.shutting_down:
             return RejectCode.SHUTTING_DOWN, "the service is shutting down"
+        if event.deadline_ms is not None and event.deadline_ms < now_ms:
+            return RejectCode.DEADLINE_EXCEEDED, "its deadline had passed when it arrived"
         limit = self._settings.queue_limit
         if self.waiting >= limit and self._still_waiting() >= limit and not self._free_lease(record):
             return RejectCode.QUEUE_FULL, f"{self.waiting} requests wait already and the limit is {limit}; try later"

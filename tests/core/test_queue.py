@@ -124,6 +124,22 @@ def test_a_deadline_that_passed_unseen_is_seen_with_the_next_news() -> None:
     )
 
 
+def test_a_deadline_that_passed_before_the_arrival() -> None:
+    """It lay in a mailbox for too long: nobody waits for it any more."""
+    Story().tell(
+        """
+        node  n1  80GiB
+        model a   60GiB
+        > load a        -> start a#1 n1/0
+        > started a#1   ->
+        +9000
+        > request a r1 deadline=-1  -> reject r1 deadline_exceeded
+        > request a r2 deadline=0   -> grant r2 a#1
+        > request a r3 deadline=-1  -> reject r3 deadline_exceeded
+        """
+    )
+
+
 def test_no_deadline_after_the_grant() -> None:
     Story().tell(
         """

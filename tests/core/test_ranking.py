@@ -165,3 +165,16 @@ def test_types_are_told_apart_within_a_node() -> None:
         > request b r1  ->
         """
     )
+
+
+def test_a_host_only_model_goes_to_the_least_loaded_node_whatever_its_types() -> None:
+    Story().tell(
+        """
+        node  n1  2x80GiB  type=A100
+        node  n2  90GiB  type=A100
+        model f   60GiB
+        model h   10GiB  gpus=0 types=H100,A100
+        > found f#1 n1/0 60GiB  ->
+        > load h   -> start h#1 n2
+        """
+    )

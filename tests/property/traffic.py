@@ -1,0 +1,203 @@
+"""A day of trouble on a small cluster: random steps turned into events that mean something at that moment.
+
+Rules of this file: a step is a verb and what it points at (which request, which replica), looked up in the
+books. The same dice give the same events. After every event the scheduler validates itself, the books are
+kept, and the two are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from rayscheduler.core import events as ev
+from rayscheduler.core.decisions import Decision
+from rayscheduler.core.scheduler import Scheduler
+from rayscheduler.core.types import HolderId, ModelName, RequestId
+from tests.property.books import Books
+from tests.property.clusters import Cluster
+from tests.property.dice import Dice
+
+T = TypeVar("T")
+
+DAILY = ["request"] * 8 + ["settle"] * 3 + ["started"] * 3 + ["stopped"] * 3 + ["end"] * 5 + ["wait", "wake"]
+RARE = ["cancel", "cancel", "fails", "crash", "load", "load", "unload", "pin", "observe", "holder", "again"]
+MISHAPS = ["nobody", "node", "device", "remove", "deploy", "batch", "batch"]
+PAUSES_MS = (1, 400, 1000, 2500, 6000)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was sent at an instant and what was decided."""
+
+    events: tuple[ev.Event, ...]
+    now_ms: int
+    decisions: tuple[Decision, ...]
+
+
+Judge = Callable[["Traffic", Told], None]
+
+
+class Traffic:
+    """A scheduler under test with its books and everything that it was told."""
+
+    def __init__(self, cluster: Cluster, judge: Judge | None = None) -> None:
+        self.cluster = cluster
+        self.scheduler = Scheduler(cluster.settings)
+        self.books = Books(cluster.settings)
+        self.now_ms = 0
+        self.told: list[Told] = []
+        self._judge = judge
+        self._asked = 0
+        self._held_back: list[ev.Event] | None = None  # events of a batch that is being collected
+        self.send(*map(ev.ModelDeployed, cluster.models), *map(ev.NodeJoined, cluster.nodes))
+
+    def send(self, *events: ev.Event) -> list[Decision]:
+        decisions = self.scheduler.handle_batch(events, self.now_ms)
+        self.told.append(Told(events, self.now_ms, tuple(decisions)))
+        self.scheduler.validate()
+        self.books.note(events, decisions, self.now_ms)
+        self._both_believe_the_same()
+        if self._judge is not None:
+            self._judge(self, self.told[-1])
+        return decisions
+
+    def _both_believe_the_same(self) -> None:
+        seen = self.scheduler.snapshot(self.now_ms)
+        assert {r.id for r in seen.replicas if r.state != "PENDING"} == set(self.books.held)
+        assert {w.request for w in seen.waiting} == set(self.books.waiting())
+        for replica in seen.replicas:
+            if replica.state != "PENDING":
+                held = self.books.held[replica.id]
+                assert replica.leases == len(held.leases), replica.id
+                assert (held.phase == "stopping") == (replica.state == "STOPPING"), replica.id
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def run(self, dice: Dice, verbs: Sequence[str] = (*DAILY * 4, *RARE, *MISHAPS)) -> Traffic:
+        while dice.more():
+            verb = dice.pick(verbs)
+            if verb == "batch":
+                self._held_back = []
+            elif verb == "settle":
+                self.settle()
+            else:
+                self._do(verb, dice)
+        return self
+
+    def _do(self, verb: str, dice: Dice) -> None:
+        if verb in ("wait", "wake"):
+            self._flush()
+        if verb == "wait":
+            self.now_ms += dice.pick(PAUSES_MS)
+        event = self._event(verb, dice)
+        if event is None:
+            return
+        if self._held_back == []:
+            self._held_back.append(event)
+        else:
+            self._flush(event)
+
+    def _flush(self, *more: ev.Event) -> None:
+        """Send what was held back, before time passes or with what comes next."""
+        events, self._held_back = [*(self._held_back or ()), *more], None
+        if events:
+            self.send(*events)
+
+    def settle(self) -> None:
+        """Everything that starts is ready, everything that stops is gone."""
+        outcomes: list[ev.Event] = [ev.ReplicaStarted(name) for name in self.books.in_phase("starting")]
+        outcomes += [ev.ReplicaStopped(name) for name in self.books.in_phase("stopping")]
+        self._flush(*outcomes)
+
+    def _event(self, verb: str, dice: Dice) -> ev.Event | None:
+        """The event that a step means now, or None where it means nothing."""
+        books = self.books
+        match verb:
+            case "request" | "nobody":
+                return self._request(verb, dice)
+            case "wait":
+                return ev.Woken()
+            case "wake":
+                return self._wake()
+            case "started":
+                return _about(books.in_phase("starting"), dice, ev.ReplicaStarted)
+            case "fails":
+                return _about(books.in_phase("starting"), dice, lambda r: ev.ReplicaFailed(r, ev.FailureKind.LOAD))
+            case "stopped":
+                return _about(books.in_phase("stopping"), dice, ev.ReplicaStopped)
+            case "crash":
+                return _about(list(books.held), dice, lambda r: ev.ReplicaFailed(r, ev.FailureKind.CRASH))
+            case "end":
+                return _about(books.granted(), dice, ev.RequestEnded)
+            case "cancel":
+                return _about(books.waiting(), dice, ev.RequestEnded)
+            case "holder":
+                return ev.HolderLost(HolderId(dice.pick("gh")))
+            case "again":
+                return self._late(dice)
+        return self._change(verb, dice)
+
+    def _change(self, verb: str, dice: Dice) -> ev.Event | None:
+        """What operators and machines do."""
+        model, node = dice.pick(self.cluster.models), dice.pick(self.cluster.nodes)
+        device = dice.pick(node.devices)
+        if model.name not in self.books.models:
+            verb = "deploy"
+        match verb:
+            case "load":
+                return ev.LoadAsked(model.name)
+            case "unload":
+                return ev.UnloadAsked(model.name)
+            case "pin":
+                return ev.PinAsked(model.name, dice.one_in(3))
+            case "remove":
+                return ev.ModelRemoved(model.name) if dice.one_in(3) else None
+            case "deploy":
+                most, each = dice.pick([1, 2]), dice.pick([1, 2])
+                return ev.ModelDeployed(replace(model, concurrency=each, replicas_max=most))
+            case "observe":
+                return ev.MemoryObserved(device.id, dice.pick([0, 0, 1, 3, 6, 9]))
+            case "node":
+                away = [each for each in self.cluster.nodes if each.name not in self.books.nodes]
+                return ev.NodeJoined(away[0]) if away else ev.NodeLost(node.name)
+            case "device":
+                return ev.DeviceLost(device.id) if dice.one_in(3) else None
+            case "shutdown":
+                return ev.ShutdownAsked()
+        raise ValueError(f"no such step: {verb}")
+
+    def _request(self, verb: str, dice: Dice) -> ev.Event:
+        self._asked += 1
+        catalog = [*self.books.models] if verb == "request" else []
+        name = dice.pick(catalog or [ModelName("nobody")])
+        priority = dice.pick([None, None, None, None, 2])
+        deadline_ms = self.now_ms + 1500 if dice.one_in(8) else None
+        return ev.RequestArrived(
+            RequestId(f"r{self._asked}"), name, priority, deadline_ms, HolderId(dice.pick(["", "g", "h"]))
+        )
+
+    def _wake(self) -> ev.Event | None:
+        """Let the time pass until something is due."""
+        due_ms = self.scheduler.wakeup()
+        if due_ms is None:
+            return None
+        self.now_ms = max(self.now_ms, due_ms)
+        return ev.Woken()
+
+    def _late(self, dice: Dice) -> ev.Event | None:
+        """Something that was said before, once more."""
+        before = [event for told in self.told[-12:] for event in told.events]
+        event = dice.pick(before)
+        return None if isinstance(event, ev.ModelDeployed) else event
+
+
+def _about(names: Sequence[T], dice: Dice, event: Callable[[T], ev.Event]) -> ev.Event | None:
+    return event(dice.pick(names)) if names else None
+
+
+def replayed(cluster: Cluster, told: Sequence[Told]) -> list[tuple[Decision, ...]]:
+    """What a fresh scheduler decides when it is told the same."""
+    scheduler = Scheduler(cluster.settings)
+    return [tuple(scheduler.handle_batch(each.events, each.now_ms)) for each in told]
