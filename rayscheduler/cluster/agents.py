@@ -1,0 +1,93 @@
+"""The agents of the nodes, from the allocator's side: one actor on each node that lends.
+
+Rules of this file: making and killing actors blocks for some milliseconds, so it happens in threads. An agent
+that does not answer is no error here: its node is dead, or the agent is restarting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayscheduler.cluster.membership import KnownNode
+from rayscheduler.cluster.names import NAMESPACE, agent_name
+from rayscheduler.cluster.node_agent import NodeAgent
+from rayscheduler.core.types import ReplicaId
+
+KILL_AFTER_S = 10.0
+FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.020, 0.500
+
+logger = logging.getLogger(__name__)
+
+
+class Agents:
+    def __init__(self) -> None:
+        self._handles: dict[str, Any] = {}
+
+    def node_ids(self) -> list[str]:
+        """The nodes that have one."""
+        return list(self._handles)
+
+    async def make(self, nodes: Iterable[KnownNode]) -> None:
+        """Give each of these nodes its agent, or find the one that is there."""
+        for node in nodes:
+            self._handles[node.node_id] = await asyncio.to_thread(_make, node)
+
+    async def drop(self, node_ids: Iterable[str]) -> None:
+        """Their nodes are gone, or the service is."""
+        for node_id in node_ids:
+            handle = self._handles.pop(node_id, None)
+            if handle is not None:
+                await asyncio.to_thread(ray.kill, handle, no_restart=True)
+
+    def warm_up(self, node_id: str) -> None:
+        """A runner has come up on this node; the next one will want a process, too."""
+        handle = self._handles.get(node_id)
+        if handle is not None:
+            handle.warm_up.remote()
+
+    async def kill(self, node_id: str, replica: ReplicaId) -> None:
+        """End the runner of a replica with SIGKILL; its death will be reported."""
+        handle = self._handles.get(node_id)
+        if handle is not None:
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                await handle.kill.remote(replica)
+
+    async def wait_gone(self, node_id: str, replica: ReplicaId) -> bool:
+        """Wait until no process of a replica is left on a node; one that stays is killed. False: nobody knows."""
+        kill_s = time.monotonic() + KILL_AFTER_S
+        pause_s = FIRST_LOOK_S
+        while (handle := self._handles.get(node_id)) is not None:
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                if await handle.confirm_gone.remote(replica):
+                    return True
+            if time.monotonic() > kill_s:
+                logger.warning("the runner of %s does not end; it is killed", replica)
+                await self.kill(node_id, replica)
+                kill_s += KILL_AFTER_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)
+        return False
+
+
+def _make(node: KnownNode) -> Any:
+    return (
+        ray.remote(NodeAgent)
+        .options(
+            name=agent_name(node.node_id),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+        )
+        .remote(node.node_id, f"{node.address}:{node.raylet_port}", dict(node.resources))
+    )

@@ -1,0 +1,68 @@
+"""Does Ray hold for our replicas what the ledger says, and nothing else?
+
+Rules of this file: `held_groups` asks Ray's head and blocks; the comparison is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ray.util.placement_group import placement_group_table
+
+from rayscheduler.cluster.names import replica_of_placement_group
+from rayscheduler.cluster.placement_groups import RayNode, bundles_of
+from rayscheduler.core.lifecycle import State
+from rayscheduler.core.types import NodeName, ReplicaId, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class HeldGroup:
+    """A placement group of a replica. `node_ids`: by bundle, "" where Ray has found no place yet."""
+
+    id: str
+    state: str
+    bundles: tuple[Mapping[str, float], ...]
+    node_ids: tuple[str, ...]
+
+
+def held_groups() -> dict[ReplicaId, list[HeldGroup]]:
+    """The placement groups that Ray holds for replicas, or tries to."""
+    groups: dict[ReplicaId, list[HeldGroup]] = {}
+    for group, entry in placement_group_table().items():
+        replica = replica_of_placement_group(entry["name"])
+        if replica is None or entry["state"] == "REMOVED":
+            continue
+        order = sorted(entry["bundles"])
+        nodes = entry.get("bundles_to_node_id", {})
+        held = HeldGroup(
+            group,
+            entry["state"],
+            tuple(entry["bundles"][index] for index in order),
+            tuple(nodes.get(index) or "" for index in order),
+        )
+        groups.setdefault(replica, []).append(held)
+    return groups
+
+
+def differences(
+    snapshot: Snapshot, groups: Mapping[ReplicaId, Sequence[HeldGroup]], nodes: Mapping[NodeName, RayNode]
+) -> list[str]:
+    """What Ray holds otherwise than the ledger, in words; [] where they agree.
+
+    A PENDING replica holds nothing in Ray; of all others Ray holds exactly the ledger's vector, on its nodes.
+    """
+    believed = {r.id: r.placement for r in snapshot.replicas if r.state != State.PENDING}
+    problems = [f"{name} is in the ledger, but Ray holds nothing for it" for name in believed if name not in groups]
+    for name, held in sorted(groups.items()):
+        if name not in believed:
+            problems.append(f"Ray holds a placement group for {name}, which is not in the ledger")
+            continue
+        expected = [(dict(b.resources), b.node_id) for b in bundles_of(believed[name], nodes)]
+        for group in held:
+            found = list(zip(map(dict, group.bundles), group.node_ids, strict=True))
+            if found != expected:
+                problems.append(f"{name} should hold {expected}, and Ray holds {found}")
+        if len(held) > 1:
+            problems.append(f"Ray holds {len(held)} placement groups for {name}")
+    return problems

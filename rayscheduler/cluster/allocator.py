@@ -1,0 +1,395 @@
+"""The allocator: one detached, restartable actor that holds the scheduler of the whole cluster.
+
+    what happens ─► Mailbox ─► Scheduler.handle_batch(events, now) ─► decisions ─► Dispatch ─► Executor
+
+Rules of this file: one event loop, on which nothing blocks; Serve is called by the executor's thread, Ray's
+head by threads. Its callers get dictionaries. If the loop fails, the process ends and Ray starts it again:
+what it knew it learns anew from those who run (recovery.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import ray
+
+from rayscheduler.cluster.agents import Agents
+from rayscheduler.cluster.agreement import differences, held_groups
+from rayscheduler.cluster.catalog import Catalog
+from rayscheduler.cluster.dispatch import Dispatch
+from rayscheduler.cluster.executor import EngineEnded, Executor
+from rayscheduler.cluster.housekeeping import Housekeeping
+from rayscheduler.cluster.journal import Journal
+from rayscheduler.cluster.lease_book import LeaseBook, Reply, refused
+from rayscheduler.cluster.mailbox import Mailbox, now_ms
+from rayscheduler.cluster.membership import Membership
+from rayscheduler.cluster.progress import Progress
+from rayscheduler.cluster.recovery import Recovery
+from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState, Verdict, Watched
+from rayscheduler.cluster.roster import Roster
+from rayscheduler.cluster.status_view import status_of
+from rayscheduler.cluster.store import Store
+from rayscheduler.config.service import config_from_json
+from rayscheduler.core import events as ev
+from rayscheduler.core.explain import Verdict as PlanVerdict
+from rayscheduler.core.lifecycle import State
+from rayscheduler.core.scheduler import Scheduler
+from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId
+
+CONNECT_WITHIN_S = 2.0
+VERDICT_WITHIN_S = 8.0
+CONCURRENCY = 20_000  # requests that wait for a lease, each in a call of its own
+
+logger = logging.getLogger(__name__)
+
+
+class Allocator:
+    """Made once per cluster, by `start.py`. `checked`: validate every invariant after every event."""
+
+    async def __init__(self, checked: bool = False) -> None:  # type: ignore[misc]
+        self._checked = checked
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready = asyncio.Event()
+        self._address = ray.get_runtime_context().gcs_address
+        self._mailbox = Mailbox()
+        self._progress = Progress()
+        self._journal = Journal()
+        self._leases = LeaseBook(self._mailbox)
+        self._membership = Membership()
+        self._agents = Agents()
+        self._roster = Roster(self._mailbox, self._suspect, self._engine_ended)
+        self._store = Store()
+        self._executor = Executor(self, self._store)
+        self._dispatch = Dispatch(
+            self._leases, self._roster, self._membership, self._journal, self._executor.order, self._backoff_s
+        )
+        self._recovery: Recovery | None = None
+        self._catalog: Catalog | None = None
+        self._scheduler: Scheduler | None = None
+        self._pins: dict[str, bool] = {}
+        self._housekeeping = Housekeeping(
+            self._mailbox, self._membership, self._agents, self._leases, self._roster, self._executor
+        )
+        self._looking = self._spawn(self._housekeeping.look_around())
+        config_json = await asyncio.to_thread(self._store.config)
+        if config_json is not None:
+            self._recovery = Recovery()
+            self._spawn(self._begin(config_json))
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    async def _run(self, scheduler: Scheduler) -> None:
+        while True:
+            events = await self._mailbox.take(scheduler.wakeup())
+            decisions = scheduler.handle_batch(events, now_ms())
+            self._dispatch.carry_out(decisions, self._deployed, self._progress.serial + len(events))
+            self._progress.advance(len(events))
+            if self._checked:
+                scheduler.validate()
+
+    async def _begin(self, config_json: str) -> None:
+        """Make the scheduler from the service file, learn what runs already, and go."""
+        catalog = Catalog(config_from_json(config_json))
+        scheduler = Scheduler(catalog.config.settings())
+        known: list[ev.Event] = [ev.ModelDeployed(model) for model in catalog.core_models()]
+        self._pins = await asyncio.to_thread(self._store.pins)
+        known += [ev.PinAsked(ModelName(name), pinned) for name, pinned in sorted(self._pins.items())]
+        scheduler.restore(known, now_ms())
+        if self._recovery is not None:
+            reports = await self._recovery.replicas(self._membership, self._executor)
+            found = self._recovery.found(reports)
+            for report in reports:
+                self._roster.adopt(report)
+            for event in found:
+                for request, holder in event.leases.items():
+                    self._leases.adopt(request, holder, event.replica, self._dispatch.grant(event.replica))
+            # Nodes first: what was put into the mailbox meanwhile is older than what was found on them.
+            scheduler.restore([*self._mailbox.now_there(), *found], now_ms())
+        for model, serial in (await asyncio.to_thread(self._store.serials)).items():
+            scheduler.seed_serial(ModelName(model), serial)
+        self._catalog, self._scheduler = catalog, scheduler
+        self._recovery = None
+        self._ready.set()
+        self._mailbox.put(ev.Woken())
+        self._spawn(self._housekeeping.mend_strays())
+        await self._run(scheduler)
+
+    # -- what gateways and clients call -----------------------------------------------------------
+
+    async def lease(
+        self,
+        model: str,
+        request_id: str,
+        holder: str,
+        priority: int | None = None,
+        tier: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> Reply:
+        """Wait for a lease on a replica of a model: granted or rejected. See serving/allocator_port.py."""
+        await self._ready.wait()
+        if priority is None and tier is not None:
+            tiers = self._deployed.config.settings().tiers
+            if tier not in tiers:
+                return _unknown_tier(tier, tiers)
+            priority = tiers[tier]
+        name = self._deployed.resolve(model)
+        return await self._leases.ask(name, RequestId(request_id), HolderId(holder), priority, deadline_ms)
+
+    async def release(self, request_ids: list[str]) -> None:
+        await self._ready.wait()
+        self._leases.release(map(RequestId, request_ids))
+
+    async def heartbeat(self, holder: str, held: list[list[str]] | None = None) -> None:
+        """`held`: pairs of request and replica, for an allocator that has to learn them anew."""
+        if self._recovery is not None:
+            self._recovery.heartbeats[HolderId(holder)] = list(held or [])
+        self._leases.heard(HolderId(holder))
+
+    async def replica_unreachable(self, replica_id: str, request_id: str) -> dict[str, bool]:
+        """A client could not connect. Returns when that is settled: `{"gone": whether it was ended}`."""
+        await self._ready.wait()
+        replica = ReplicaId(replica_id)
+        record = self._roster.records.get(replica)
+        if record is None or record.report is None or record.leaving_since_ms is not None:
+            return {"gone": True}
+        if await _accepts(record.report.endpoint):
+            return {"gone": False}
+        logger.warning("%s does not accept connections (request %s): its runner is killed", replica, request_id)
+        await self._agents.kill(record.report.node_id, replica)
+        try:
+            await asyncio.wait_for(record.away.wait(), VERDICT_WITHIN_S)
+        except asyncio.TimeoutError:
+            return {"gone": False}
+        return {"gone": True}
+
+    async def status(self) -> dict[str, Any]:
+        await self._ready.wait()
+        scheduler = self._started
+        head = {
+            "serial": self._progress.serial,
+            "policy": str(scheduler.settings.policy),
+            "address": self._address,
+            "counters": dict(self._journal.counters),
+            "leaving": sum(record.leaving_since_ms is not None for record in self._roster.records.values()),
+        }
+        return status_of(scheduler.snapshot(now_ms()), self._membership, self._roster, self._deployed, head)
+
+    async def decisions(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
+        """The last ones, newest first. `subject`: a model, replica or request."""
+        return self._journal.latest(limit, subject)
+
+    async def differences(self) -> list[str]:
+        """What Ray holds otherwise than the ledger, in words; [] while nothing starts or leaves."""
+        await self._ready.wait()
+        groups = await asyncio.to_thread(held_groups)
+        return differences(self._started.snapshot(now_ms()), groups, self._membership.ray_nodes())
+
+    async def models(self) -> list[dict[str, Any]]:
+        return list((await self.status())["models"])
+
+    async def serial(self) -> int:
+        return self._progress.serial
+
+    async def wait_past(self, serial: int, timeout_s: float = 10.0) -> dict[str, Any]:
+        """The status, as soon as more than `serial` events have been handled, or when the time is up."""
+        await self._ready.wait()
+        await self._progress.past(serial, timeout_s)
+        return await self.status()
+
+    # -- what operators call ----------------------------------------------------------------------
+
+    async def deploy(self, config_json: str) -> dict[str, Any]:
+        """Serve this catalog from now on. Another `scheduler:` section takes a restart of this actor, which
+        keeps what runs."""
+        catalog = Catalog(config_from_json(config_json))
+        if not self._ready.is_set() and self._recovery is None:
+            await asyncio.to_thread(self._store.write_config, config_json)
+            self._spawn(self._begin(config_json))
+            await self._ready.wait()
+            return {"ok": True, "message": f"{len(catalog.core_models())} models"}
+        await self._ready.wait()
+        if catalog.config.settings() != self._started.settings:
+            await asyncio.to_thread(self._store.write_config, config_json)
+            self._loop.call_later(0.1, os._exit, 1)
+            return {"ok": True, "message": "the scheduler section has changed: the allocator restarts"}
+        await asyncio.to_thread(self._store.write_config, config_json)
+        before = {model.name: model for model in self._deployed.core_models()}
+        now = {model.name: model for model in catalog.core_models()}
+        self._catalog = catalog
+        self._mailbox.put_all(ev.ModelRemoved(name) for name in sorted(before.keys() - now.keys()))
+        self._mailbox.put_all(ev.ModelDeployed(now[name]) for name in sorted(now) if now[name] != before.get(name))
+        return {"ok": True, "message": f"{len(now)} models"}
+
+    async def load(self, model: str, wait: bool = False) -> dict[str, Any]:
+        """Load it, if it is not there. `wait`: until it runs, or has failed."""
+        await self._ready.wait()
+        name = self._deployed.resolve(model)
+        plan = self._started.ask_plan(name, now_ms())
+        if plan is None:
+            return _unknown(model)
+        seen = self._seen(name)
+        if plan.verdict is PlanVerdict.NEVER and not seen["there"]:
+            return refused(RejectCode.NEVER_FITS, plan.message)
+        self._mailbox.put(ev.LoadAsked(name))
+        if not wait:
+            return {"ok": True, "message": f"{name} is there already" if seen["there"] else plan.message}
+        return await self._loaded(name, seen["failures"])
+
+    async def unload(self, model: str) -> dict[str, Any]:
+        await self._ready.wait()
+        name = self._deployed.resolve(model)
+        if self._deployed.entry(name) is None:
+            return _unknown(model)
+        self._mailbox.put(ev.UnloadAsked(name))
+        return {"ok": True, "message": f"{name} is unloaded"}
+
+    async def pin(self, model: str, pinned: bool) -> dict[str, Any]:
+        """Make its replicas immovable, or let them go; kept over a restart of the allocator."""
+        await self._ready.wait()
+        name = self._deployed.resolve(model)
+        if self._deployed.entry(name) is None:
+            return _unknown(model)
+        self._pins[name] = pinned
+        self._mailbox.put(ev.PinAsked(name, pinned))
+        await asyncio.to_thread(self._store.write_pins, dict(self._pins))
+        return {"ok": True, "message": f"{name} is {'pinned' if pinned else 'not pinned any more'}"}
+
+    async def shutdown(self, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Stop every replica, and return when all are gone (`ok`), or when the time is up."""
+        if self._scheduler is None:
+            return {"ok": True, "message": "nothing was deployed"}
+        self._mailbox.put(ev.ShutdownAsked())
+        deadline_ms = now_ms() + round(timeout_s * 1000)
+        while self._roster.records and now_ms() < deadline_ms:
+            await self._progress.past(self._progress.serial, 0.25)
+        left = sorted(self._roster.records)
+        if not left:
+            self._looking.cancel()
+            await self._agents.drop(self._agents.node_ids())
+            await asyncio.to_thread(self._store.clear)
+        return {"ok": not left, "message": f"still there: {', '.join(left)}" if left else "all replicas are gone"}
+
+    # -- what runners and agents call -------------------------------------------------------------
+
+    async def runner_reports(self, report: RunnerReport) -> Verdict:
+        if self._recovery is not None:
+            self._recovery.reported(report)
+        await self._ready.wait()
+        if report.state is RunnerState.RUNNING:
+            self._agents.warm_up(report.node_id)
+        return self._roster.reported(report)
+
+    async def runner_orders(self, replica: ReplicaId, incarnation: str) -> Verdict:
+        """Waits until this runner has to end."""
+        if self._recovery is not None:
+            return Verdict.ANNOUNCE
+        await self._ready.wait()
+        return await self._roster.orders(replica, incarnation)
+
+    async def runner_died(self, replica: ReplicaId, incarnation: str) -> None:
+        await self._ready.wait()
+        self._roster.died(replica, incarnation)
+
+    async def node_report(self, node_id: str, report: AgentReport) -> list[Watched]:
+        self._mailbox.put_all(self._membership.reported(node_id, report, now_ms() / 1000))
+        for replica, size in report.measured_bytes.items():
+            if record := self._roster.records.get(replica):
+                record.measured_bytes = size
+        return self._roster.watched(node_id)
+
+    # -- what the executor says, in its thread ----------------------------------------------------
+
+    def start_failed(self, replica: ReplicaId, detail: str) -> None:
+        self._loop.call_soon_threadsafe(self._roster.start_failed, replica, detail)
+
+    def group_gone(self, replica: ReplicaId) -> None:
+        self._loop.call_soon_threadsafe(self._roster.group_gone, replica)
+
+    # -- by itself --------------------------------------------------------------------------------
+
+    @property
+    def _deployed(self) -> Catalog:
+        assert self._catalog is not None
+        return self._catalog
+
+    @property
+    def _started(self) -> Scheduler:
+        assert self._scheduler is not None
+        return self._scheduler
+
+    def _suspect(self, replica: ReplicaId) -> None:
+        self._spawn(self._housekeeping.make_sure_of_end(replica))
+
+    def _engine_ended(self, replica: ReplicaId) -> None:
+        self._executor.order([EngineEnded(replica)])
+
+    def _seen(self, name: ModelName) -> dict[str, Any]:
+        snapshot = self._started.snapshot(now_ms())
+        model = next((model for model in snapshot.models if model.model.name == name), None)
+        mine = [replica for replica in snapshot.replicas if replica.model == name]
+        return {
+            "there": any(replica.state in (State.PENDING, State.STARTING, State.RUNNING) for replica in mine),
+            "running": [replica.id for replica in mine if replica.state == State.RUNNING],
+            "failures": model.failures if model else 0,
+            "wanted": model is not None and model.wanted,
+            "backoff_until_ms": model.backoff_until_ms if model else None,
+            "error": model.last_error if model else "it is not in the catalog any more",
+        }
+
+    async def _loaded(self, name: ModelName, failures: int) -> dict[str, Any]:
+        serial = self._progress.serial
+        while True:
+            await self._progress.past(serial, math.inf)
+            serial = self._progress.serial
+            seen = self._seen(name)
+            if seen["running"]:
+                return {"ok": True, "message": f"{name} runs as {', '.join(seen['running'])}"}
+            if seen["failures"] > failures:
+                return refused(RejectCode.LOAD_FAILED, f"{name} could not be loaded: {seen['error']}")
+            if not seen["wanted"] and not seen["there"]:
+                return refused(RejectCode.UNLOADED, f"{name} was unloaded before it ran")
+
+    def _backoff_s(self, name: ModelName) -> int:
+        until_ms = self._seen(name)["backoff_until_ms"]
+        return 0 if until_ms is None else math.ceil(max(0, until_ms - now_ms()) / 1000)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            # Half an allocator is worse than none: the next one learns from those who run.
+            logger.critical("the allocator failed and restarts", exc_info=problem)
+            os._exit(1)
+
+
+def _unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
+    message = f"there is no tier {tier!r}; known are: {', '.join(sorted(tiers)) or 'none'}"
+    return {"granted": False, "code": "unknown_tier", "status": 400, "message": message, "retry_after_s": None}
+
+
+def _unknown(model: str) -> dict[str, Any]:
+    return refused(RejectCode.MODEL_NOT_FOUND, f"there is no model {model!r} in the catalog")
+
+
+async def _accepts(endpoint: str) -> bool:
+    """Whether something listens at `http://host:port`."""
+    host, _, port = endpoint.removeprefix("http://").rpartition(":")
+    try:
+        connecting = asyncio.open_connection(host.strip("[]"), int(port))
+        _, writer = await asyncio.wait_for(connecting, CONNECT_WITHIN_S)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True
+

@@ -1,0 +1,65 @@
+"""The allocator actor behind the port that gateways and clients use.
+
+Rules of this file: one call per method, no retries: whoever asks knows how long to be patient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
+from rayscheduler.errors import AllocatorUnavailable
+
+
+class AllocatorCalls:
+    """An `AllocatorPort`. In a process that has joined Ray; calls are awaited on any event loop."""
+
+    def __init__(self, line: AllocatorLine | None = None) -> None:
+        self._line = line or AllocatorLine()
+
+    async def _call(self, method: str, *args: object) -> Any:
+        try:
+            return await self._line.ask_once(method, *args)
+        except AllocatorAway:
+            raise AllocatorUnavailable(
+                "The allocator is not there: it is restarting, or the service is not up "
+                "(`rayscheduler status` says which)."
+            ) from None
+
+    async def lease(
+        self,
+        model: str,
+        request_id: str,
+        holder: str,
+        priority: int | None = None,
+        tier: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> Any:
+        return await self._call("lease", model, request_id, holder, priority, tier, deadline_ms)
+
+    async def release(self, request_ids: list[str]) -> Any:
+        return await self._call("release", request_ids)
+
+    async def replica_unreachable(self, replica_id: str, request_id: str) -> Any:
+        return await self._call("replica_unreachable", replica_id, request_id)
+
+    async def heartbeat(self, holder: str, held: list[list[str]]) -> Any:
+        return await self._call("heartbeat", holder, held)
+
+    async def status(self) -> Any:
+        return await self._call("status")
+
+    async def models(self) -> Any:
+        return await self._call("models")
+
+    async def decisions(self, limit: int = 100, subject: str | None = None) -> Any:
+        return await self._call("decisions", limit, subject)
+
+    async def load(self, model: str, wait: bool = False) -> Any:
+        return await self._call("load", model, wait)
+
+    async def unload(self, model: str) -> Any:
+        return await self._call("unload", model)
+
+    async def pin(self, model: str, pinned: bool) -> Any:
+        return await self._call("pin", model, pinned)

@@ -1,0 +1,51 @@
+"""What gateways and clients ask of the allocator, as a protocol: a Ray actor in production, an object in tests.
+
+Rules of this file: the methods, arguments and answers of the allocator actor, JSON-able both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+Answer = Mapping[str, Any]
+
+
+class AllocatorPort(Protocol):
+    """Every method raises AllocatorUnavailable while the allocator cannot be reached."""
+
+    async def lease(
+        self,
+        model: str,
+        request_id: str,
+        holder: str,
+        priority: int | None = None,
+        tier: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> Answer:
+        """Waits until granted or rejected. Asked again with the same id, it is the same lease.
+
+        `{"granted": True, "replica", "endpoint", "api_key", "model"}` or
+        `{"granted": False, "code", "status", "message", "retry_after_s"}`. `deadline_ms` is a duration.
+        """
+
+    async def release(self, request_ids: list[str]) -> object:
+        """Ends leases, and waiting requests. Unknown ids change nothing."""
+
+    async def replica_unreachable(self, replica_id: str, request_id: str) -> object:
+        """The holder of a lease could not talk to the replica; returns when the allocator has looked."""
+
+    async def heartbeat(self, holder: str, held: list[list[str]]) -> object:
+        """`held`: the holder's leases as [request id, replica id]."""
+
+    async def status(self) -> Answer: ...
+
+    async def models(self) -> Sequence[Answer]: ...
+
+    async def decisions(self, limit: int = 100, subject: str | None = None) -> Sequence[Answer]: ...
+
+    async def load(self, model: str, wait: bool = False) -> Answer: ...
+
+    async def unload(self, model: str) -> Answer: ...
+
+    async def pin(self, model: str, pinned: bool) -> Answer: ...

@@ -1,0 +1,67 @@
+"""The catalog: the models of the service file, by every name they have, and as the core and a runner need them.
+
+Rules of this file: pure. A model of any engine but `simulated` needs real devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rayscheduler.cluster.inventory import NodeInventory
+from rayscheduler.cluster.names import DEVICES_LABEL, REAL
+from rayscheduler.cluster.reports import Launch
+from rayscheduler.config.models import EngineName
+from rayscheduler.config.service import ModelEntry, ServiceConfig
+from rayscheduler.core.types import Model, ModelName, Placement, ReplicaId
+from rayscheduler.engines import EngineRequest
+
+STOP_GRACE_S = 10.0
+
+
+class Catalog:
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self._entries: dict[str, ModelEntry] = {entry.name: entry for entry in config.models}
+        self._names = {**{name: name for name in self._entries}, **config.aliases}
+
+    def __iter__(self) -> Iterator[ModelEntry]:
+        return iter(self._entries.values())
+
+    def resolve(self, name: str) -> ModelName:
+        """The model of a name or alias; a name that nobody knows is left as it is."""
+        return ModelName(self._names.get(name, name))
+
+    def entry(self, name: str) -> ModelEntry | None:
+        return self._entries.get(name)
+
+    def core_models(self) -> list[Model]:
+        return [core_model(entry) for entry in self]
+
+    def launch(self, replica: ReplicaId, model: ModelName, placement: Placement, node: NodeInventory) -> Launch:
+        """What the runner of a replica is told. `node`: what the (first) node of the placement lends."""
+        entry = self._entries[model]
+        request = EngineRequest(
+            **entry.engine_fields(),
+            replica=replica,
+            device_bytes=placement.device_bytes,
+            visible_devices=_visible_devices(placement, node),
+            backend=node.backend.value,
+        )
+        return Launch(replica, model, placement, entry.engine.value, request, STOP_GRACE_S)
+
+
+def core_model(entry: ModelEntry) -> Model:
+    model = entry.to_model()
+    if entry.engine is EngineName.SIMULATED:
+        return model
+    labels = {**model.requirement.labels, DEVICES_LABEL: REAL}
+    return replace(model, requirement=replace(model.requirement, labels=labels))
+
+
+def _visible_devices(placement: Placement, node: NodeInventory) -> tuple[str, ...]:
+    """The UUIDs of the GPUs that an engine may see; the RAM of a node and pretended GPUs have none."""
+    if node.simulated or node.kind == "cpu":
+        return ()
+    uuids = {device.index: device.uuid for device in node.devices}
+    return tuple(uuids[int(device.rpartition("/")[2])] for device in placement.devices)

@@ -1,0 +1,108 @@
+"""Carries out the core's decisions: leases are answered, runners told, and Serve's part is ordered.
+
+Rules of this file: every decision goes into the journal and to exactly one place; nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from rayscheduler.cluster.catalog import Catalog
+from rayscheduler.cluster.executor import Order, Start, Stop
+from rayscheduler.cluster.journal import Journal
+from rayscheduler.cluster.lease_book import LeaseBook, Reply, rejection
+from rayscheduler.cluster.membership import Membership
+from rayscheduler.cluster.placement_groups import bundles_of
+from rayscheduler.cluster.roster import Roster
+from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.types import ModelName, RejectCode, ReplicaId, StopReason
+
+RETRY_AFTER_S = {
+    RejectCode.QUEUE_FULL: 1,
+    RejectCode.UNLOADED: 1,
+    RejectCode.LOAD_FAILED: 1,
+    RejectCode.REPLICA_LOST: 1,
+    RejectCode.SHUTTING_DOWN: 10,
+}
+_UNCLEAN = (StopReason.CRASHED, StopReason.LOAD_FAILED, StopReason.NODE_LOST)
+
+
+class Dispatch:
+    """`backoff_s`: how long a model is not loaded again after a failure, in whole seconds."""
+
+    def __init__(
+        self,
+        leases: LeaseBook,
+        roster: Roster,
+        membership: Membership,
+        journal: Journal,
+        order: Callable[[Iterable[Order]], None],
+        backoff_s: Callable[[ModelName], int],
+    ) -> None:
+        self._leases = leases
+        self._roster = roster
+        self._membership = membership
+        self._journal = journal
+        self._order = order
+        self._backoff_s = backoff_s
+
+    def carry_out(self, decisions: Iterable[Decision], catalog: Catalog, serial: int) -> None:
+        orders: list[Order] = []
+        for decision in decisions:
+            self._journal.note(decision, serial)
+            if isinstance(decision, Grant):
+                self._leases.granted(decision.request, decision.replica, self.grant(decision.replica))
+            elif isinstance(decision, Reject):
+                self._reject(decision)
+            elif isinstance(decision, StopReplica):
+                orders.append(self._stop(decision))
+            else:
+                orders.append(self._start(decision, catalog))
+        if orders:
+            self._order(orders)
+
+    def grant(self, replica: ReplicaId) -> Reply:
+        """What a client needs to talk to a replica."""
+        record = self._roster.records.get(replica)
+        if record is None or record.report is None or not record.report.endpoint:
+            return rejection(RejectCode.REPLICA_LOST, f"{replica} was lost as it was granted", 1)
+        report = record.report
+        return {
+            "granted": True,
+            "replica": replica,
+            "endpoint": report.endpoint,
+            "api_key": report.api_key,
+            "model": str(report.launch.model),
+        }
+
+    def _reject(self, decision: Reject) -> None:
+        retry_s = RETRY_AFTER_S.get(decision.code)
+        if decision.code is RejectCode.LOAD_FAILED:
+            retry_s = max(1, self._backoff_s(decision.model))
+        self._leases.rejected(decision.request, rejection(decision.code, decision.message, retry_s))
+
+    def _stop(self, decision: StopReplica) -> Stop:
+        replica = decision.replica
+        record = self._roster.records.get(replica)
+        clean = decision.reason not in _UNCLEAN and record is not None and record.report is not None
+        self._leases.replica_gone(replica)
+        if decision.reason is StopReason.NODE_LOST and record is not None and not self._is_on_living_node(replica):
+            self._roster.node_gone(replica)
+        else:
+            self._roster.stop(replica)
+        return Stop(replica, clean)
+
+    def _is_on_living_node(self, replica: ReplicaId) -> bool:
+        """A replica across several nodes may have lost one on which its runner is not."""
+        report = self._roster.records[replica].report
+        node = self._membership.nodes.get(report.node_id) if report else None
+        return node is not None and node.alive
+
+    def _start(self, decision: StartReplica, catalog: Catalog) -> Start:
+        nodes = self._membership.ray_nodes()
+        first = self._membership.by_name(decision.placement.nodes[0])
+        assert first is not None
+        assert first.inventory is not None
+        launch = catalog.launch(decision.replica, decision.model, decision.placement, first.inventory)
+        self._roster.start(launch)
+        return Start(launch, bundles_of(decision.placement, nodes))

@@ -1,0 +1,82 @@
+"""The event log: every batch of events and what was decided on it, as JSON lines, for `replay` and `simulate --trace`.
+
+Rules of this file: the allocator's loop only puts values into a queue; a thread turns them into text and
+writes. Files rotate by size (`LOG`, `LOG.1`, …), each begins with the header. A disk that is full costs log
+lines, never a decision.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from rayscheduler.core.decisions import Decision
+from rayscheduler.core.events import Event
+from rayscheduler.core.types import Settings
+from rayscheduler.simulation.trace import entry, header, restored
+
+Line = Callable[[], dict[str, Any]]  # made in the writing thread
+
+
+class _File(RotatingFileHandler):
+    """A rotating file whose every part begins with the log's header."""
+
+    def __init__(self, path: Path, bytes_max: int, keep: int, first_line: str) -> None:
+        self._first_line = first_line
+        super().__init__(path, maxBytes=bytes_max, backupCount=keep, encoding="utf-8")
+        self._begin()
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        self._begin()
+
+    def _begin(self) -> None:
+        if self.stream is not None:
+            self.stream.write(self._first_line + self.terminator)
+
+    def format(self, record: logging.LogRecord) -> str:
+        make: Line = record.msg  # type: ignore[assignment]
+        return _text(make())
+
+
+class _Put(QueueHandler):
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record  # the default makes text of it, here in the loop
+
+
+class EventLog:
+    """`bytes_max` of one file, `keep` older ones beside it. `close` writes what is still queued."""
+
+    def __init__(self, path: Path, settings: Settings, bytes_max: int, keep: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        queue: SimpleQueue[Any] = SimpleQueue()
+        self._put = _Put(queue)
+        self._listener = QueueListener(queue, _File(path, bytes_max, keep, _text(header(settings))))
+        self._listener.start()
+
+    def restored(self, now_ms: int, events: Iterable[Event]) -> None:
+        """What the allocator found when it started."""
+        found = tuple(events)
+        self._write(lambda: restored(now_ms, found))
+
+    def handled(self, now_ms: int, events: Iterable[Event], decisions: Iterable[Decision]) -> None:
+        batch, decided = tuple(events), tuple(decisions)
+        self._write(lambda: entry(now_ms, batch, decided))
+
+    def close(self) -> None:
+        self._listener.stop()
+        for handler in self._listener.handlers:
+            handler.close()
+
+    def _write(self, line: Line) -> None:
+        record = logging.LogRecord("event_log", logging.INFO, "", 0, line, None, None)
+        self._put.handle(record)
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,220 @@
+"""The executor: the only caller of Serve. It starts and deletes runners' applications and sees them gone.
+
+    start:  one `serve.run_many` for all that is to be started at once; does not wait for them
+    stop:   `serve.delete` without waiting; then look, from every 10 ms up, until Ray holds no placement
+            group for it. Where a runner may have been restarted in place, until Serve has forgotten it, too.
+
+Rules of this file: Serve's calls block, so all of this happens in one thread of its own, in the order of the
+orders. It remembers only what is still leaving. What it finds out it tells by `Heard`, on that thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import ray
+from ray import serve
+from ray.serve.schema import LoggingConfig
+from ray.util.placement_group import PlacementGroup, PlacementGroupID
+
+from rayscheduler.cluster.agreement import held_groups
+from rayscheduler.cluster.names import RUNNER_DEPLOYMENT, app_name, replica_of_app
+from rayscheduler.cluster.placement_groups import Bundle, serve_options
+from rayscheduler.cluster.reports import Launch
+from rayscheduler.cluster.runner import Runner
+from rayscheduler.cluster.store import Store
+from rayscheduler.core.types import ReplicaId
+
+FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.010, 0.250
+FORCE_AFTER_S = 1.5  # once its engine is gone, Serve needs a fifth of that to end a runner
+TRIES_S = 15.0  # for as long Serve's controller may be restarting
+
+logger = logging.getLogger(__name__)
+
+
+class Heard(Protocol):
+    """Called in the executor's thread."""
+
+    def start_failed(self, replica: ReplicaId, detail: str) -> None: ...
+
+    def group_gone(self, replica: ReplicaId) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    launch: Launch
+    bundles: Sequence[Bundle]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """`clean`: its one runner is known and ends in order, so its placement group is its last trace."""
+
+    replica: ReplicaId
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEnded:
+    """The engine of a replica is gone: nothing is lost by ending its runner by force."""
+
+    replica: ReplicaId
+
+
+Order = Start | Stop | EngineEnded
+
+
+@dataclass
+class Leaving:
+    """A replica whose application is deleted and not gone yet."""
+
+    app: str
+    clean: bool
+    forced: bool = False
+
+
+class Executor:
+    def __init__(self, heard: Heard, store: Store) -> None:
+        self._heard = heard
+        self._store = store
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._leaving: dict[ReplicaId, Leaving] = {}
+        self._ended_s: dict[ReplicaId, float] = {}  # when the engine of one that leaves was gone
+        self._look_pause_s = FIRST_LOOK_S
+        self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
+        self._thread.start()
+
+    def order(self, orders: Iterable[Order]) -> None:
+        """Never blocks."""
+        for order in orders:
+            self._orders.put(order)
+
+    def close(self) -> None:
+        self._orders.put(None)
+        self._thread.join(timeout=TRIES_S)
+
+    # -- in its thread ----------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (orders := self._take()) is not None:
+            try:
+                self._stop([order for order in orders if isinstance(order, Stop)])
+                self._note_ends([order.replica for order in orders if isinstance(order, EngineEnded)])
+                self._start([order for order in orders if isinstance(order, Start)])
+                self._look_for_exits()
+            except Exception:
+                logger.exception("the executor failed; it goes on")
+                time.sleep(LOOK_PAUSE_MAX_S)
+
+    def _take(self) -> list[Order] | None:
+        """All orders that are there; waits for one, or until it is time to look for exits. None: the end."""
+        orders: list[Order] = []
+        try:
+            order = self._orders.get(timeout=self._look_pause_s if self._leaving else None)
+            while order is not None:
+                orders.append(order)
+                order = self._orders.get_nowait()
+        except queue.Empty:
+            return orders
+        return None
+
+    def _note_ends(self, replicas: Iterable[ReplicaId]) -> None:
+        """An engine that ends by itself does so before it is stopped."""
+        for replica in replicas:
+            self._ended_s[replica] = time.monotonic()
+            self._look_pause_s = FIRST_LOOK_S
+
+    def _stop(self, stops: Sequence[Stop]) -> None:
+        for stop in stops:
+            app = app_name(stop.replica)
+            self._leaving[stop.replica] = Leaving(app, stop.clean)
+            self._look_pause_s = FIRST_LOOK_S
+            _patiently(lambda app=app: serve.delete(app, _blocking=False))
+
+    def _start(self, starts: Sequence[Start]) -> None:
+        if not starts:
+            return
+        for start in starts:
+            model, _, serial = start.launch.replica.rpartition("#")
+            self._store.write_serial(model, int(serial))
+        try:
+            targets = [_target(start) for start in starts]
+            _patiently(
+                lambda: serve.run_many(
+                    targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
+                )
+            )
+        except Exception as problem:
+            logger.exception("Serve refused to start %s", ", ".join(start.launch.replica for start in starts))
+            for start in starts:
+                self._heard.start_failed(start.launch.replica, f"Ray Serve did not start its runner: {problem}")
+
+    def _look_for_exits(self) -> None:
+        if not self._leaving:
+            return
+        groups = held_groups()
+        apps: frozenset[ReplicaId] | None = None
+        for replica, leaving in list(self._leaving.items()):
+            if held := groups.get(replica):
+                self._force(replica, leaving, [group.id for group in held])
+                continue
+            if not leaving.clean:
+                apps = listed_replicas() if apps is None else apps
+                if replica in apps:
+                    continue
+            del self._leaving[replica]
+            self._ended_s.pop(replica, None)
+            self._heard.group_gone(replica)
+        self._look_pause_s = min(1.5 * self._look_pause_s, LOOK_PAUSE_MAX_S)
+
+    def _force(self, replica: ReplicaId, leaving: Leaving, groups: Iterable[str]) -> None:
+        """Serve holds on to a runner for half a minute where HAProxy might still send it requests; ours gets
+        none. To remove its placement group ends it."""
+        ended_s = self._ended_s.get(replica)
+        if ended_s is None or leaving.forced or time.monotonic() < ended_s + FORCE_AFTER_S:
+            return
+        leaving.forced = True
+        for group in groups:
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+
+
+def listed_replicas() -> frozenset[ReplicaId]:
+    """The replicas that Serve has applications for. Blocks for a call to Serve's controller."""
+    found = (replica_of_app(app) for app in serve.status().applications)
+    return frozenset(replica for replica in found if replica is not None)
+
+
+def _target(start: Start) -> serve.RunTarget:
+    launch = start.launch
+    runner = serve.deployment(Runner).options(
+        name=RUNNER_DEPLOYMENT,
+        num_replicas=1,
+        # Deaths are reported by the node's agent within milliseconds; Serve's own look is the last net.
+        health_check_period_s=10,
+        health_check_timeout_s=60,
+        graceful_shutdown_wait_loop_s=0.01,
+        graceful_shutdown_timeout_s=launch.stop_grace_s + 20,
+        ray_actor_options={"num_cpus": 0},
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        **serve_options(start.bundles),
+    )
+    return serve.RunTarget(runner.bind(launch), name=app_name(launch.replica), route_prefix=None)
+
+
+def _patiently(call: object) -> None:
+    """Call until it works, for as long as Serve's controller may take to come back; then raise its error."""
+    deadline_s = time.monotonic() + TRIES_S
+    while True:
+        try:
+            call()  # type: ignore[operator]
+            return
+        except ray.exceptions.RayActorError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(LOOK_PAUSE_MAX_S)

@@ -1,0 +1,83 @@
+"""What the allocator does by itself: each second it looks who is in the cluster, who is silent and who hangs.
+
+Rules of this file: it notices and passes on; what follows from it is the core's affair. Ray's head is asked
+in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import ray
+
+from rayscheduler.cluster.agents import Agents
+from rayscheduler.cluster.agreement import held_groups
+from rayscheduler.cluster.executor import EngineEnded, Executor, Stop
+from rayscheduler.cluster.lease_book import LeaseBook
+from rayscheduler.cluster.mailbox import Mailbox
+from rayscheduler.cluster.membership import Membership
+from rayscheduler.cluster.roster import Roster
+from rayscheduler.core.types import ReplicaId
+
+LOOK_EVERY_S = 1.0
+STRAYS_EVERY_S = 15.0
+
+logger = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        membership: Membership,
+        agents: Agents,
+        leases: LeaseBook,
+        roster: Roster,
+        executor: Executor,
+    ) -> None:
+        self._mailbox = mailbox
+        self._membership = membership
+        self._agents = agents
+        self._leases = leases
+        self._roster = roster
+        self._executor = executor
+
+    async def look_around(self) -> None:
+        """From the first moment on, for ever."""
+        while True:
+            self._mailbox.put_all(self._membership.observe(await asyncio.to_thread(ray.nodes)))
+            await self._agents.drop(node_id for node_id in self._agents.node_ids() if not self._lives(node_id))
+            await self._agents.make(self._membership.without_agent(self._agents.node_ids()))
+            self._leases.drop_silent()
+            for replica in self._roster.never_announced():
+                self._roster.start_failed(replica, "its runner did not come up; `ray list actors` may say why")
+            for replica in self._roster.hung():
+                await self._end_hung(replica)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def mend_strays(self) -> None:
+        """Once it is known what runs, for ever: delete what Ray holds for two rounds for nobody that we know."""
+        strays: set[ReplicaId] = set()
+        while True:
+            await asyncio.sleep(STRAYS_EVERY_S)
+            before, strays = strays, set(await asyncio.to_thread(held_groups)) - self._roster.records.keys()
+            for replica in sorted(before & strays):
+                logger.warning("Ray holds something for %s, which nobody knows: it is deleted", replica)
+                self._executor.order([Stop(replica, clean=False), EngineEnded(replica)])
+
+    async def make_sure_of_end(self, replica: ReplicaId) -> None:
+        """A runner is gone, or should be: see that nothing of it is left, and say so."""
+        record = self._roster.records[replica]
+        if record.report is not None and await self._agents.wait_gone(record.report.node_id, replica):
+            self._roster.died(replica, record.report.incarnation)
+
+    async def _end_hung(self, replica: ReplicaId) -> None:
+        report = self._roster.records[replica].report
+        if report is not None:
+            logger.warning("the runner of %s hangs; it is killed", replica)
+            await self._agents.kill(report.node_id, replica)
+
+    def _lives(self, node_id: str) -> bool:
+        node = self._membership.nodes.get(node_id)
+        return node is not None and node.alive

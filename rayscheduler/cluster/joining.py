@@ -1,0 +1,46 @@
+"""Connects this process to the Ray cluster that the service is on.
+
+Rules of this file: blocking; safe to call again. Ray lets a process that joins a cluster with token
+authentication in only if it was told to use the token, also where one lies in its usual place.
+"""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from rayscheduler.cluster.names import NAMESPACE
+from rayscheduler.errors import AllocatorUnavailable, VersionMismatch
+
+AUTH_MODE_ENV = "RAY_AUTH_MODE"
+
+
+def join(address: str) -> None:
+    """Connect to the cluster at `host:port` (or `auto`), if this process is in none yet.
+
+    AllocatorUnavailable: nothing answers there. VersionMismatch: this Ray or Python is not the cluster's.
+    """
+    if ray.is_initialized():
+        return
+    use_token()
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
+    except RuntimeError as problem:
+        if "ersion mismatch" in str(problem):
+            raise VersionMismatch(f"This Python or Ray is not the cluster's: {problem}") from problem
+        raise
+    except (ConnectionError, TimeoutError) as problem:
+        raise AllocatorUnavailable(
+            f"No Ray cluster answers at {address}; start the service with `rayscheduler up`. ({problem})"
+        ) from problem
+
+
+def use_token() -> None:
+    """Show Ray's token to clusters from now on, if there is one and nobody has said otherwise."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    if AUTH_MODE_ENV in os.environ or not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        return
+    os.environ[AUTH_MODE_ENV] = "token"
+    Config.initialize("")  # Ray has read its environment when it was imported

@@ -1,0 +1,90 @@
+"""How much memory engines hold on this node, and how much of what it lends other programs have taken.
+
+    GPU:  others = used − ours, where ours is what the driver counts for our processes
+    CPU:  others = lent − ours − available RAM
+
+and of that only what reaches into what is lent. Rules of this file: what is available is read before what
+is ours, so that an engine that grows meanwhile is not taken for others. Where the driver does not know our
+processes (another process namespace), ours is what is reserved.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import psutil
+
+from rayscheduler.cluster.inventory import LentDevice
+from rayscheduler.cluster.nvml import Gpu, gpus
+from rayscheduler.cluster.reports import AgentReport, DeviceReading, Watched
+from rayscheduler.cluster.resources import MIB, available_memory_bytes, read_inventory
+from rayscheduler.core.types import Backend, ReplicaId
+from rayscheduler.engines.supervisor import descendants, parent_of
+
+
+class Measuring:
+    """Takes the readings of one node. Not for two threads at a time."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self._resources = resources
+        self._supervisors: dict[int, int] = {}  # engine's pid -> its supervisor's
+
+    def take(self, watched: Sequence[Watched]) -> AgentReport:
+        here = {gpu.index: gpu for gpu in gpus()}
+        inventory = read_inventory(self._resources, list(here.values()))
+        available = available_memory_bytes()
+        pids = self._pids(watched)
+        if inventory.backend is Backend.CPU or inventory.simulated:
+            measured = {replica: sum(map(held_bytes, ids)) for replica, ids in pids.items()}
+            if inventory.simulated:
+                return AgentReport(inventory, measured_bytes=measured)
+            ours = sum(measured.values())
+            readings = tuple(
+                DeviceReading(device.index, max(0, device.lent_mib * MIB - ours - available), ours)
+                for device in inventory.devices
+            )
+            return AgentReport(inventory, readings, measured)
+        readings = tuple(
+            _gpu_reading(device, here[device.index], pids, watched)
+            for device in inventory.devices
+        )
+        return AgentReport(inventory, readings, _held_on_gpus(here, pids))
+
+    def _pids(self, watched: Sequence[Watched]) -> dict[ReplicaId, list[int]]:
+        """The processes of each replica's engine: all that its supervisor has below it."""
+        engines = {each.engine_pid for each in watched if each.engine_pid}
+        self._supervisors = {pid: self._supervisors.get(pid) or parent_of(pid) for pid in engines}
+        return {
+            each.replica: descendants(self._supervisors[each.engine_pid])
+            for each in watched
+            if each.engine_pid and self._supervisors[each.engine_pid] > 1
+        }
+
+
+def held_bytes(pid: int) -> int:
+    """Host memory of a process: shared pages by their share (PSS) where the kernel tells; 0 if it is gone."""
+    try:
+        memory = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(memory, "pss", 0) or memory.rss)
+
+
+def _gpu_reading(
+    device: LentDevice, gpu: Gpu, pids: Mapping[ReplicaId, list[int]], watched: Sequence[Watched]
+) -> DeviceReading:
+    measured = sum(gpu.held_bytes.get(pid, 0) for ids in pids.values() for pid in ids)
+    ours = measured
+    if any(not os.path.exists(f"/proc/{pid}") for pid in gpu.held_bytes):
+        reserved = sum(each.device_bytes.get(device.index, 0) for each in watched if each.engine_pid)
+        ours = max(measured, min(reserved, gpu.used_bytes))
+    not_lent = max(0, gpu.total_bytes - device.lent_mib * MIB)
+    return DeviceReading(device.index, max(0, gpu.used_bytes - ours - not_lent), measured)
+
+
+def _held_on_gpus(here: Mapping[int, Gpu], pids: Mapping[ReplicaId, list[int]]) -> dict[ReplicaId, int]:
+    return {
+        replica: sum(gpu.held_bytes.get(pid, 0) for gpu in here.values() for pid in ids)
+        for replica, ids in pids.items()
+    }

@@ -1,0 +1,123 @@
+"""The agent of a node: it measures what engines and other programs hold, and sees runners die.
+
+Rules of this file: it decides nothing. A death is reported when everything that the dead runner started
+is gone. It forgets nothing that matters when it is restarted: the allocator's answer to each report is
+the whole list of what to watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
+from rayscheduler.cluster.measuring import Measuring
+from rayscheduler.cluster.nvml import gpus
+from rayscheduler.cluster.reports import AgentReport, Watched
+from rayscheduler.cluster.warm_workers import keep_one
+from rayscheduler.core.types import ReplicaId
+from rayscheduler.engines.orphans import marked_processes, sweep_orphans
+
+REPORT_EVERY_S = 1.0
+FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.010, 0.250
+
+logger = logging.getLogger(__name__)
+
+
+class NodeAgent:
+    """An actor on each node that lends. `resources`: the node's totals in Ray."""
+
+    async def __init__(  # type: ignore[misc]
+        self, node_id: str, raylet_address: str, resources: Mapping[str, float]
+    ) -> None:
+        self._node_id = node_id
+        self._raylet_address = raylet_address
+        self._line = AllocatorLine()
+        self._measuring = Measuring(resources)
+        self._watched: dict[tuple[ReplicaId, str], Watched] = {}
+        self._pidfds: dict[tuple[ReplicaId, str], int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        await asyncio.to_thread(sweep_orphans)
+        self._spawn(self._report_forever())
+        self._spawn(self.warm_up())
+
+    async def warm_up(self) -> None:
+        """See to it that the next runner on this node finds a worker process."""
+        await asyncio.to_thread(keep_one, self._raylet_address)
+
+    async def kill(self, replica: ReplicaId) -> None:
+        """End a runner that does not obey, with SIGKILL; its death is then reported like any other."""
+        for watched in list(self._watched.values()):
+            if watched.replica == replica:
+                with suppress(ProcessLookupError):
+                    os.kill(watched.runner_pid, signal.SIGKILL)
+
+    async def confirm_gone(self, replica: ReplicaId) -> bool:
+        """Whether no process of this replica's engines is left; what a dead runner left behind is ended."""
+        return await asyncio.to_thread(_is_gone, replica)
+
+    async def memory_back(self, pids: Sequence[int], timeout_s: float) -> bool:
+        """Whether no GPU counts any of these dead processes any more, within the time."""
+        gone = set(pids)
+        deadline_s = time.monotonic() + timeout_s
+        pause_s = FIRST_LOOK_S
+        while any(not gone.isdisjoint(gpu.held_bytes) for gpu in await asyncio.to_thread(gpus)):
+            if time.monotonic() > deadline_s:
+                return False
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)
+        return True
+
+    async def _report_forever(self) -> None:
+        while True:
+            due_s = time.monotonic() + REPORT_EVERY_S
+            try:
+                report: AgentReport = await asyncio.to_thread(self._measuring.take, list(self._watched.values()))
+                self._watch(await self._line.ask_once("node_report", self._node_id, report))
+            except AllocatorAway:
+                pass
+            except Exception:
+                logger.exception("a report of node %s failed", self._node_id)
+            await asyncio.sleep(max(0.05, due_s - time.monotonic()))
+
+    def _watch(self, wanted: Sequence[Watched]) -> None:
+        """From now on watch exactly these."""
+        now = {(watched.replica, watched.incarnation): watched for watched in wanted}
+        for key in set(self._pidfds) - set(now):
+            self._close(key)
+        for key in set(now) - set(self._pidfds):
+            try:
+                self._pidfds[key] = os.pidfd_open(now[key].runner_pid)
+            except ProcessLookupError:
+                self._spawn(self._died(key))
+            else:
+                asyncio.get_running_loop().add_reader(self._pidfds[key], self._saw_death, key)
+        self._watched = now
+
+    def _saw_death(self, key: tuple[ReplicaId, str]) -> None:
+        self._close(key)
+        self._spawn(self._died(key))
+
+    def _close(self, key: tuple[ReplicaId, str]) -> None:
+        pidfd = self._pidfds.pop(key)
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+
+    async def _died(self, key: tuple[ReplicaId, str]) -> None:
+        await asyncio.to_thread(sweep_orphans)
+        await self._line.ask("runner_died", *key)
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _is_gone(replica: ReplicaId) -> bool:
+    sweep_orphans()
+    return not any(process.replica == replica for process in marked_processes())

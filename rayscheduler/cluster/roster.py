@@ -1,0 +1,213 @@
+"""The runners: what each has reported, and how much of its exit is confirmed.
+
+    reported:  nothing ─► ANNOUNCED ─► LOADING ─► RUNNING      (reports.RunnerState)
+    exit:      the engine is gone (its runner says so, or the agent of its node)
+               and its placement group is gone (the executor says so)     = ReplicaStopped
+
+Rules of this file: it belongs to the allocator's loop and does no I/O. Of a replica, the first incarnation
+that announces itself counts; news of a failure goes to the core exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rayscheduler.cluster.mailbox import Mailbox, now_ms
+from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict, Watched
+from rayscheduler.core.events import FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
+from rayscheduler.core.types import ReplicaId
+
+ANNOUNCE_WITHIN_S = 180.0  # Ray may have to start a worker on a busy node
+LATE_S = 30.0  # after its load timeout, or its stop's grace, a runner is taken for hung
+
+
+@dataclass
+class RunnerRecord:
+    """`leaving`: the core wants it gone, or knows that it is. `failed`: the core was told of a failure."""
+
+    launch: Launch
+    since_ms: int
+    report: RunnerReport | None = None
+    leaving_since_ms: int | None = None
+    failed: bool = False
+    engine_gone: bool = False
+    group_gone: bool = False
+    measured_bytes: int | None = None
+    away: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def state(self) -> RunnerState | None:
+        return self.report.state if self.report else None
+
+
+class Roster:
+    """`suspect` is called with a replica whose engine may live without its runner: find out, then call `died`.
+    `engine_ended` is called once when an engine is certainly gone."""
+
+    def __init__(
+        self, mailbox: Mailbox, suspect: Callable[[ReplicaId], None], engine_ended: Callable[[ReplicaId], None]
+    ) -> None:
+        self._mailbox = mailbox
+        self._suspect = suspect
+        self._engine_ended = engine_ended
+        self.records: dict[ReplicaId, RunnerRecord] = {}
+
+    # -- what the core decides --------------------------------------------------------------------
+
+    def start(self, launch: Launch) -> None:
+        self.records[launch.replica] = RunnerRecord(launch, now_ms())
+
+    def stop(self, replica: ReplicaId) -> None:
+        """The core wants it gone, or knows that it is: a runner that is there is told."""
+        record = self.records.get(replica)
+        if record is not None:
+            self._send_away(record)
+
+    def node_gone(self, replica: ReplicaId) -> None:
+        """Nothing of it is left where it ran."""
+        record = self.records.get(replica)
+        if record is not None:
+            self._send_away(record)
+            self._gone(record)
+
+    # -- what runners, agents and the executor say ------------------------------------------------
+
+    def reported(self, report: RunnerReport) -> Verdict:
+        record = self.records.get(report.launch.replica)
+        if record is None:
+            return Verdict.STAND_DOWN
+        if record.report is not None and record.report.incarnation != report.incarnation:
+            # Serve has restarted it in place: the one that we knew is dead.
+            self._suspect(report.launch.replica)
+            return Verdict.STAND_DOWN
+        before = record.state
+        record.report = report
+        if report.state is not before:
+            self._changed(record, report)
+        return Verdict.GO if record.leaving_since_ms is None else Verdict.STAND_DOWN
+
+    def adopt(self, report: RunnerReport) -> None:
+        """A runner that an allocator before this one has started."""
+        self.records[report.launch.replica] = RunnerRecord(report.launch, now_ms(), report)
+
+    async def orders(self, replica: ReplicaId, incarnation: str) -> Verdict:
+        """Waits until this runner has to end."""
+        record = self.records.get(replica)
+        if record is None or record.report is None:
+            return Verdict.ANNOUNCE
+        if record.report.incarnation == incarnation:
+            await record.away.wait()
+        return Verdict.STAND_DOWN
+
+    def died(self, replica: ReplicaId, incarnation: str) -> None:
+        """Its runner is dead and everything that it started is gone."""
+        record = self.records.get(replica)
+        if record is not None and record.report is not None and record.report.incarnation == incarnation:
+            self._failed(record, FailureKind.CRASH, "the process of its runner ended")
+
+    def group_gone(self, replica: ReplicaId) -> None:
+        """Its placement group is gone, and with it its runner."""
+        record = self.records.get(replica)
+        if record is None or record.group_gone:
+            return
+        record.group_gone = True
+        if record.report is None:
+            self._gone(record)  # no engine was started before its runner announced itself
+        elif not record.engine_gone:
+            self._suspect(replica)
+        self._confirm(record)
+
+    def start_failed(self, replica: ReplicaId, detail: str) -> None:
+        """There is no runner: Serve would not have it."""
+        record = self.records.get(replica)
+        if record is not None:
+            self._failed(record, FailureKind.LOAD, detail)
+
+    # -- housekeeping -----------------------------------------------------------------------------
+
+    def never_announced(self) -> list[ReplicaId]:
+        """Those whose runner should be there by now."""
+        limit_ms = now_ms() - ANNOUNCE_WITHIN_S * 1000
+        return [
+            replica
+            for replica, record in self.records.items()
+            if record.report is None and record.leaving_since_ms is None and record.since_ms < limit_ms
+        ]
+
+    def hung(self) -> list[ReplicaId]:
+        """Those whose runner neither ended a load nor an engine in its time, and has to be killed."""
+        return [replica for replica, record in self.records.items() if _is_hung(record)]
+
+    def watched(self, node_id: str) -> list[Watched]:
+        """The runners that the agent of a node has to watch."""
+        return [
+            _watched(record, record.report)
+            for record in self.records.values()
+            if record.report is not None and record.report.node_id == node_id and not record.engine_gone
+        ]
+
+    # -- how ends are told ------------------------------------------------------------------------
+
+    def _changed(self, record: RunnerRecord, report: RunnerReport) -> None:
+        replica = report.launch.replica
+        if report.state is RunnerState.ANNOUNCED and record.leaving_since_ms is not None:
+            self._gone(record)  # it stands down without having started anything
+        elif report.state is RunnerState.RUNNING:
+            self._mailbox.put(ReplicaStarted(replica, report.load_ms))
+        elif report.state is RunnerState.FAILED:
+            self._failed(record, FailureKind.LOAD, report.detail)
+        elif report.state is RunnerState.CRASHED:
+            self._failed(record, FailureKind.CRASH, report.detail)
+        elif report.state is RunnerState.STOPPED:
+            self._gone(record)
+
+    def _failed(self, record: RunnerRecord, kind: FailureKind, detail: str) -> None:
+        """It is gone. If the core did not send it away, that is a failure."""
+        if record.leaving_since_ms is None:
+            record.failed = True
+            self._send_away(record)
+            self._mailbox.put(ReplicaFailed(record.launch.replica, kind, detail))
+        self._gone(record)
+
+    def _send_away(self, record: RunnerRecord) -> None:
+        if record.leaving_since_ms is None:
+            record.leaving_since_ms = now_ms()
+        record.away.set()
+
+    def _gone(self, record: RunnerRecord) -> None:
+        if not record.engine_gone:
+            record.engine_gone = True
+            self._engine_ended(record.launch.replica)
+        self._confirm(record)
+
+    def _confirm(self, record: RunnerRecord) -> None:
+        replica = record.launch.replica
+        if record.engine_gone and record.group_gone and self.records.get(replica) is record:
+            del self.records[replica]
+            if not record.failed:
+                self._mailbox.put(ReplicaStopped(replica))
+
+
+def _is_hung(record: RunnerRecord) -> bool:
+    if record.report is None or record.engine_gone:
+        return False
+    launch, now = record.launch, now_ms()
+    if record.leaving_since_ms is not None:
+        return now > record.leaving_since_ms + (launch.stop_grace_s + LATE_S) * 1000
+    loading = record.report.state in (RunnerState.ANNOUNCED, RunnerState.LOADING)
+    return loading and now > record.since_ms + launch.request.load_timeout_ms + (ANNOUNCE_WITHIN_S + LATE_S) * 1000
+
+
+def _watched(record: RunnerRecord, report: RunnerReport) -> Watched:
+    place = report.launch.placement
+    return Watched(
+        replica=report.launch.replica,
+        incarnation=report.incarnation,
+        runner_pid=report.runner_pid,
+        engine_pid=report.engine_pid,
+        device_bytes={
+            int(device.rpartition("/")[2]): size for device, size in zip(place.devices, place.device_bytes, strict=True)
+        },
+    )
