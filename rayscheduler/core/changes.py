@@ -274,10 +274,13 @@ class Changes:
         record.serial = max(record.serial, serial)
         if not any(name in self._fleet.ledger.accounts for name in nodes):
             return
-        if event.running:
+        if event.running and not event.leaving:
             record.wanted = None
         replica = self._fleet.adopt(record, serial, event.placement, event.running, now_ms)
         replica.used_ms = now_ms - event.idle_ms
+        if event.leaving:
+            replica.move(State.STOPPING, now_ms)
+            return
         for request, holder in event.leases.items():
             if request not in self._fleet.requests:
                 self._fleet.hold(request, holder, replica)

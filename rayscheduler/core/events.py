@@ -134,7 +134,10 @@ class ReplicaStopped:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFound:
-    """A replica that already exists: adopted after a restart, or the start state of a scenario."""
+    """A replica that already exists: adopted after a restart, or the start state of a scenario.
+
+    `leaving`: its stop was sent before; it holds its bytes until `ReplicaStopped`, and serves nobody.
+    """
 
     replica: ReplicaId
     model: ModelName
@@ -142,6 +145,7 @@ class ReplicaFound:
     running: bool
     leases: Mapping[RequestId, HolderId] = field(default_factory=dict)
     idle_ms: int = 0
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

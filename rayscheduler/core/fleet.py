@@ -68,6 +68,8 @@ class Fleet:
         self._add(replica)
         self.ledger.reserve(replica.id, plan.placement, frozenset(plan.evictions))
         self._moved_pinned(model)
+        if model.standing_minimum():
+            self.epoch += 1  # with one more coming, another of its replicas may be a victim
         replica.evicts = plan.evictions
         replica.waits_for = {*plan.evictions, *also_awaits}
         for name in sorted(replica.waits_for):

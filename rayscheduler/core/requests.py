@@ -101,7 +101,8 @@ class Requests:
     def _still_waiting(self) -> int:
         """How many wait, without those of this batch that will be granted at its end."""
         if self._policy.strict:
-            return self.waiting
+            head = min((r for r in self.wanting.values() if r.waiting), key=lambda r: r.waiting[0], default=None)
+            return self.waiting - bool(head and _running(head) and not self._fleet.leases)
         granted = (min(len(r.waiting), self._loader.places(_running(r), r)) for r in self._grantable.values())
         return self.waiting - sum(granted)
 

@@ -208,3 +208,20 @@ def test_a_minimum_backs_off_when_it_fails() -> None:
         > wake          -> start a#2 n1/0
         """
     )
+
+
+def test_a_second_replica_on_its_way_frees_the_first_for_others() -> None:
+    """"fewer than `replicas.min` pending, starting or running": the one that starts counts."""
+    Story(patience_ms=1000).tell(
+        """
+        model a   60GiB  gpus=1 replicas_min=1 replicas_max=2
+        model b   60GiB  gpus=1
+        > joined n1 60GiB & found a#1 n1/0 60GiB leases=q1  ->
+        > request b r1  ->
+        +1000
+        > wake          ->
+        > observed n1/0 0GiB  ->
+        > joined n2 60GiB & request a r2 priority=1 -> start a#2 n2/0
+        > ended q1      -> stop a#1 evicted for b#1
+        """
+    )
