@@ -113,6 +113,13 @@ class AsyncAllocatorClient:
         told = await self._ask(lambda: self._allocator.decisions(limit, subject))
         return [dict(decision) for decision in told]
 
+    async def explain(self, subject: str) -> dict[str, Any]:
+        """What was last decided about a model, a replica or a request, why, and what it waits for now.
+
+        RequestRejected for a name of which nothing is known.
+        """
+        return self._said(await self._ask(lambda: self._allocator.explain(subject)))
+
     async def load(self, model: str, wait: bool = True, timeout_s: float | None = None) -> dict[str, Any]:
         """Loads a model, and waits until it runs unless told not to.
 
@@ -224,6 +231,9 @@ class AllocatorClient:
 
     def decisions(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
         return self._do(self._twin.decisions(limit, subject))
+
+    def explain(self, subject: str) -> dict[str, Any]:
+        return self._do(self._twin.explain(subject))
 
     def load(self, model: str, wait: bool = True, timeout_s: float | None = None) -> dict[str, Any]:
         return self._do(self._twin.load(model, wait, timeout_s))

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,7 +23,9 @@ from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.agreement import differences, held_groups
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.dispatch import Dispatch
+from rayscheduler.cluster.event_log import EventLog
 from rayscheduler.cluster.executor import EngineEnded, Executor
+from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.housekeeping import Housekeeping
 from rayscheduler.cluster.journal import Journal
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, refused
@@ -34,13 +37,14 @@ from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState,
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.cluster.status_view import status_of
 from rayscheduler.cluster.store import Store
-from rayscheduler.config.service import config_from_json
+from rayscheduler.config.service import ServiceConfig, config_from_json
 from rayscheduler.core import events as ev
 from rayscheduler.core.explain import Verdict as PlanVerdict
 from rayscheduler.core.lifecycle import State
 from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId
 
+EXPLAIN_NODES_MAX = 256  # beyond that, a start does not tell why each other node was not chosen
 CONNECT_WITHIN_S = 2.0
 VERDICT_WITHIN_S = 8.0
 CONCURRENCY = 20_000  # requests that wait for a lease, each in a call of its own
@@ -69,6 +73,7 @@ class Allocator:
         self._dispatch = Dispatch(
             self._leases, self._roster, self._membership, self._journal, self._executor.order, self._backoff_s
         )
+        self._event_log: EventLog | None = None
         self._recovery: Recovery | None = None
         self._catalog: Catalog | None = None
         self._scheduler: Scheduler | None = None
@@ -87,7 +92,10 @@ class Allocator:
     async def _run(self, scheduler: Scheduler) -> None:
         while True:
             events = await self._mailbox.take(scheduler.wakeup())
-            decisions = scheduler.handle_batch(events, now_ms())
+            at_ms = now_ms()
+            decisions = scheduler.handle_batch(events, at_ms)
+            if self._event_log is not None:
+                self._event_log.handled(at_ms, events, decisions)
             self._dispatch.carry_out(decisions, self._deployed, self._progress.serial + len(events))
             self._progress.advance(len(events))
             if self._checked:
@@ -96,11 +104,10 @@ class Allocator:
     async def _begin(self, config_json: str) -> None:
         """Make the scheduler from the service file, learn what runs already, and go."""
         catalog = Catalog(config_from_json(config_json))
-        scheduler = Scheduler(catalog.config.settings())
+        scheduler = Scheduler(catalog.config.settings(), EXPLAIN_NODES_MAX)
         known: list[ev.Event] = [ev.ModelDeployed(model) for model in catalog.core_models()]
         self._pins = await asyncio.to_thread(self._store.pins)
         known += [ev.PinAsked(ModelName(name), pinned) for name, pinned in sorted(self._pins.items())]
-        scheduler.restore(known, now_ms())
         if self._recovery is not None:
             reports = await self._recovery.replicas(self._membership, self._executor)
             found = self._recovery.found(reports)
@@ -110,9 +117,15 @@ class Allocator:
                 for request, holder in event.leases.items():
                     self._leases.adopt(request, holder, event.replica, self._dispatch.grant(event.replica))
             # Nodes first: what was put into the mailbox meanwhile is older than what was found on them.
-            scheduler.restore([*self._mailbox.now_there(), *found], now_ms())
-        for model, serial in (await asyncio.to_thread(self._store.serials)).items():
+            known += [*self._mailbox.now_there(), *found]
+        serials = await asyncio.to_thread(self._store.serials)
+        at_ms = now_ms()
+        scheduler.restore(known, at_ms)
+        for model, serial in serials.items():
             scheduler.seed_serial(ModelName(model), serial)
+        self._event_log = _event_log(catalog.config)
+        if self._event_log is not None:
+            self._event_log.restored(at_ms, known, serials)
         self._catalog, self._scheduler = catalog, scheduler
         self._recovery = None
         self._ready.set()
@@ -189,6 +202,15 @@ class Allocator:
         await self._ready.wait()
         groups = await asyncio.to_thread(held_groups)
         return differences(self._started.snapshot(now_ms()), groups, self._membership.ray_nodes())
+
+    async def explain(self, subject: str) -> dict[str, Any]:
+        """What was last decided about a model, replica or request, and why; what it waits for now."""
+        await self._ready.wait()
+        found = explain(subject, self._started, self._journal, self._deployed.resolve, now_ms())
+        if found is None:
+            message = f"nothing is known of {subject!r}: it is no model, replica or request of the last decisions"
+            return refused(RejectCode.MODEL_NOT_FOUND, message)
+        return found
 
     async def models(self) -> list[dict[str, Any]]:
         return list((await self.status())["models"])
@@ -293,6 +315,8 @@ class Allocator:
         return await self._roster.orders(replica, incarnation)
 
     async def runner_died(self, replica: ReplicaId, incarnation: str) -> None:
+        if self._recovery is not None:
+            self._recovery.died(replica, incarnation)
         await self._ready.wait()
         self._roster.died(replica, incarnation)
 
@@ -373,6 +397,13 @@ class Allocator:
             os._exit(1)
 
 
+def _event_log(config: ServiceConfig) -> EventLog | None:
+    section = config.event_log
+    if section is None:
+        return None
+    return EventLog(Path(section.path), config.settings(), section.file_size, section.keep)
+
+
 def _unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
     message = f"there is no tier {tier!r}; known are: {', '.join(sorted(tiers)) or 'none'}"
     return {"granted": False, "code": "unknown_tier", "status": 400, "message": message, "retry_after_s": None}
@@ -392,4 +423,3 @@ async def _accepts(endpoint: str) -> bool:
         return False
     writer.close()
     return True
-

@@ -55,6 +55,9 @@ class AllocatorCalls:
     async def decisions(self, limit: int = 100, subject: str | None = None) -> Any:
         return await self._call("decisions", limit, subject)
 
+    async def explain(self, subject: str) -> Any:
+        return await self._call("explain", subject)
+
     async def load(self, model: str, wait: bool = False) -> Any:
         return await self._call("load", model, wait)
 

@@ -44,6 +44,9 @@ class AllocatorPort(Protocol):
 
     async def decisions(self, limit: int = 100, subject: str | None = None) -> Sequence[Answer]: ...
 
+    async def explain(self, subject: str) -> Answer:
+        """What was decided about a model, replica or request and why, or `{"error": …}`."""
+
     async def load(self, model: str, wait: bool = False) -> Answer: ...
 
     async def unload(self, model: str) -> Answer: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -59,10 +59,10 @@ class EventLog:
         self._listener = QueueListener(queue, _File(path, bytes_max, keep, _text(header(settings))))
         self._listener.start()
 
-    def restored(self, now_ms: int, events: Iterable[Event]) -> None:
-        """What the allocator found when it started."""
+    def restored(self, now_ms: int, events: Iterable[Event], serials: Mapping[str, int] | None = None) -> None:
+        """What the allocator found when it started, and the serials that were used before."""
         found = tuple(events)
-        self._write(lambda: restored(now_ms, found))
+        self._write(lambda: restored(now_ms, found, serials))
 
     def handled(self, now_ms: int, events: Iterable[Event], decisions: Iterable[Decision]) -> None:
         batch, decided = tuple(events), tuple(decisions)

@@ -1,8 +1,9 @@
 """The executor: the only caller of Serve. It starts and deletes runners' applications and sees them gone.
 
     start:  one `serve.run_many` for all that is to be started at once; does not wait for them
-    stop:   `serve.delete` without waiting; then look, from every 10 ms up, until Ray holds no placement
-            group for it. Where a runner may have been restarted in place, until Serve has forgotten it, too.
+    stop:   `serve.delete` without waiting; once the engine is gone, its placement group is removed. Then
+            look, from every 10 ms up, until Ray holds none for it; where a runner may have been restarted
+            in place, until Serve has forgotten it, too.
 
 Rules of this file: Serve's calls block, so all of this happens in one thread of its own, in the order of the
 orders. It remembers only what is still leaving. What it finds out it tells by `Heard`, on that thread.
@@ -20,7 +21,7 @@ from typing import Protocol
 
 import ray
 from ray import serve
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from rayscheduler.cluster.agreement import held_groups
@@ -32,8 +33,10 @@ from rayscheduler.cluster.store import Store
 from rayscheduler.core.types import ReplicaId
 
 FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.010, 0.250
-FORCE_AFTER_S = 1.5  # once its engine is gone, Serve needs a fifth of that to end a runner
+FORCE_AFTER_S = 1.5  # for Serve to end a runner that it may just be restarting; it needs a fifth of that
 TRIES_S = 15.0  # for as long Serve's controller may be restarting
+
+GIVEN_UP = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +177,11 @@ class Executor:
         self._look_pause_s = min(1.5 * self._look_pause_s, LOOK_PAUSE_MAX_S)
 
     def _force(self, replica: ReplicaId, leaving: Leaving, groups: Iterable[str]) -> None:
-        """Serve holds on to a runner for half a minute where HAProxy might still send it requests; ours gets
-        none. To remove its placement group ends it."""
+        """To remove its placement group ends a runner. Serve does that too, but takes three rounds of its control
+        loop, and half a minute where HAProxy might still send requests; a runner gets none."""
         ended_s = self._ended_s.get(replica)
-        if ended_s is None or leaving.forced or time.monotonic() < ended_s + FORCE_AFTER_S:
+        patience_s = 0.0 if leaving.clean else FORCE_AFTER_S
+        if ended_s is None or leaving.forced or time.monotonic() < ended_s + patience_s:
             return
         leaving.forced = True
         for group in groups:
@@ -188,6 +192,17 @@ def listed_replicas() -> frozenset[ReplicaId]:
     """The replicas that Serve has applications for. Blocks for a call to Serve's controller."""
     found = (replica_of_app(app) for app in serve.status().applications)
     return frozenset(replica for replica in found if replica is not None)
+
+
+def start_problems(replicas: Iterable[ReplicaId]) -> dict[ReplicaId, str]:
+    """Those of these replicas whose runner Serve has given up, with its words. Blocks like `listed_replicas`."""
+    applications = serve.status().applications
+    problems = {}
+    for replica in replicas:
+        application = applications.get(app_name(replica))
+        if application is not None and application.status in GIVEN_UP:
+            problems[replica] = f"Ray Serve could not start its runner: {application.message}"
+    return problems
 
 
 def _target(start: Start) -> serve.RunTarget:

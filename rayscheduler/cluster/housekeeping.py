@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import ray
 
 from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.agreement import held_groups
-from rayscheduler.cluster.executor import EngineEnded, Executor, Stop
+from rayscheduler.cluster.executor import EngineEnded, Executor, Stop, start_problems
 from rayscheduler.cluster.lease_book import LeaseBook
 from rayscheduler.cluster.mailbox import Mailbox
 from rayscheduler.cluster.membership import Membership
-from rayscheduler.cluster.roster import Roster
+from rayscheduler.cluster.roster import ANNOUNCE_WITHIN_S, Roster
 from rayscheduler.core.types import ReplicaId
 
 LOOK_EVERY_S = 1.0
@@ -46,12 +47,13 @@ class Housekeeping:
     async def look_around(self) -> None:
         """From the first moment on, for ever."""
         while True:
-            self._mailbox.put_all(self._membership.observe(await asyncio.to_thread(ray.nodes)))
+            nodes = await asyncio.to_thread(ray.nodes)
+            self._mailbox.put_all(self._membership.observe(nodes, time.monotonic()))
             await self._agents.drop(node_id for node_id in self._agents.node_ids() if not self._lives(node_id))
             await self._agents.make(self._membership.without_agent(self._agents.node_ids()))
             self._leases.drop_silent()
-            for replica in self._roster.never_announced():
-                self._roster.start_failed(replica, "its runner did not come up; `ray list actors` may say why")
+            for replica, problem in (await self._start_problems()).items():
+                self._roster.start_failed(replica, problem)
             for replica in self._roster.hung():
                 await self._end_hung(replica)
             await asyncio.sleep(LOOK_EVERY_S)
@@ -71,6 +73,18 @@ class Housekeeping:
         record = self._roster.records[replica]
         if record.report is not None and await self._agents.wait_gone(record.report.node_id, replica):
             self._roster.died(replica, record.report.incarnation)
+
+    async def _start_problems(self) -> dict[ReplicaId, str]:
+        """Why runners that should be there by now will not come, where that is known."""
+        silent_s = self._roster.silent_s()
+        if not silent_s:
+            return {}
+        problems = await asyncio.to_thread(start_problems, list(silent_s))
+        for replica, waited_s in silent_s.items():
+            if waited_s > ANNOUNCE_WITHIN_S:
+                what = f"its runner did not come up within {ANNOUNCE_WITHIN_S:g} s"
+                problems.setdefault(replica, f"{what}; `ray list actors` and `serve status` may say why")
+        return problems
 
     async def _end_hung(self, replica: ReplicaId) -> None:
         report = self._roster.records[replica].report

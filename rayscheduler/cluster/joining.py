@@ -7,6 +7,7 @@ authentication in only if it was told to use the token, also where one lies in i
 from __future__ import annotations
 
 import os
+import socket
 
 import ray
 
@@ -14,6 +15,7 @@ from rayscheduler.cluster.names import NAMESPACE
 from rayscheduler.errors import AllocatorUnavailable, VersionMismatch
 
 AUTH_MODE_ENV = "RAY_AUTH_MODE"
+REACHED_WITHIN_S = 5.0
 
 
 def join(address: str) -> None:
@@ -23,14 +25,30 @@ def join(address: str) -> None:
     """
     if ray.is_initialized():
         return
+    _require_listener(address)
     use_token()
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
     except RuntimeError as problem:
         if "ersion mismatch" in str(problem):
-            raise VersionMismatch(f"This Python or Ray is not the cluster's: {problem}") from problem
+            raise VersionMismatch(
+                f"This Python or Ray is not the cluster's: {' '.join(str(problem).split())}"
+            ) from problem
         raise
     except (ConnectionError, TimeoutError) as problem:
+        raise AllocatorUnavailable(
+            f"No Ray cluster answers at {address}; start the service with `rayscheduler up`. ({problem})"
+        ) from problem
+
+
+def _require_listener(address: str) -> None:
+    """Ray tries for 20 s to reach a head that is not there."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), REACHED_WITHIN_S).close()
+    except (OSError, OverflowError) as problem:
         raise AllocatorUnavailable(
             f"No Ray cluster answers at {address}; start the service with `rayscheduler up`. ({problem})"
         ) from problem

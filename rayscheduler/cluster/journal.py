@@ -1,17 +1,20 @@
 """The last decisions, each with its reason, as people and programs read them.
 
-Rules of this file: the keys are those of `simulate --json` (SCENARIOS.md), and `serial`, `at`, `why`.
+Rules of this file: the keys are those of `simulate --json`, and `serial`, `number`, `at`, `why`, `refusals`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from heapq import merge
 from itertools import islice
 from typing import Any
 
 from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
 from rayscheduler.core.types import StopReason
+from rayscheduler.simulation.lines import line_of
+from rayscheduler.simulation.simulate import refusal_object
 
 KEPT_MAX = 1_000
 REASONS = {
@@ -30,8 +33,12 @@ REASONS = {
 
 
 class Journal:
+    """Grants are many, and kept apart: they must not push out what was loaded and evicted, and why."""
+
     def __init__(self) -> None:
         self._entries: deque[dict[str, Any]] = deque(maxlen=KEPT_MAX)
+        self._grants: deque[dict[str, Any]] = deque(maxlen=KEPT_MAX)
+        self._count = 0
         self.counters: dict[str, int] = {"starts": 0, "stops": 0, "evictions": 0, "grants": 0, "rejects": 0}
 
     def note(self, decision: Decision, serial: int) -> None:
@@ -39,48 +46,36 @@ class Journal:
         self.counters[f"{entry['decision']}s"] += 1
         if entry.get("reason") == StopReason.EVICTED:
             self.counters["evictions"] += 1
-        self._entries.append({"serial": serial, "at": round(time.time(), 3), **entry})
+        self._count += 1
+        kept = self._grants if isinstance(decision, Grant) else self._entries
+        kept.append({"serial": serial, "number": self._count, "at": round(time.time(), 3), **entry})
 
     def latest(self, limit: int, subject: str | None) -> list[dict[str, Any]]:
         """The last ones, newest first. `subject`: only those about this model, replica or request."""
-        found = (entry for entry in reversed(self._entries) if subject is None or _is_about(entry, subject))
+        newest_first = merge(
+            reversed(self._entries), reversed(self._grants), key=lambda entry: entry["number"], reverse=True
+        )
+        found = (entry for entry in newest_first if subject is None or _is_about(entry, subject))
         return list(islice(found, max(0, limit)))
 
 
 def _is_about(entry: dict[str, Any], subject: str) -> bool:
-    return subject in (entry.get(key) for key in ("model", "replica", "request", "for")) or subject in entry.get(
-        "evicts", ()
-    )
+    """A model's decisions are those about its replicas, too: also the stop of another that makes way for one."""
+    way = entry.get("for", "")
+    named = (entry["model"], entry.get("replica"), entry.get("request"), way, way.rpartition("#")[0])
+    return subject in named or subject in entry.get("evicts", ())
 
 
 def _told(decision: Decision) -> dict[str, Any]:
-    if isinstance(decision, StartReplica):
-        place = decision.placement
-        return {
-            "decision": "start",
-            "replica": decision.replica,
-            "model": decision.model,
-            "node": place.nodes[0] if len(place.nodes) == 1 else list(place.nodes),
-            "devices": list(place.devices),
-            "bytes": list(place.device_bytes),
-            "evicts": list(decision.evicts),
-            "why": decision.why,
-        }
-    if isinstance(decision, StopReplica):
-        way = {"for": decision.makes_way_for} if decision.makes_way_for else {}
-        why = decision.why or REASONS[decision.reason]
-        head = {"decision": "stop", "replica": decision.replica, "model": decision.model}
-        return {**head, "reason": str(decision.reason), **way, "why": why}
-    if isinstance(decision, Grant):
-        head = {"decision": "grant", "request": decision.request, "replica": decision.replica}
-        return {**head, "model": decision.model, "why": f"{decision.replica} had a free lease"}
-    assert isinstance(decision, Reject)
-    return {
-        "decision": "reject",
-        "request": decision.request,
-        "model": decision.model,
-        "code": str(decision.code),
-        "status": decision.status,
-        "message": decision.message,
-        "why": decision.message,
-    }
+    line = line_of(decision, 0)
+    del line["at_ms"]
+    match decision:
+        case StartReplica():
+            told = {"refusals": [refusal_object(refusal) for refusal in decision.refusals]} if decision.refusals else {}
+            return {**line, **told, "why": decision.why}
+        case StopReplica():
+            return {**line, "why": decision.why or REASONS[decision.reason]}
+        case Grant(_, replica, model):
+            return {**line, "model": model, "why": f"{replica} had a free lease"}
+        case Reject():
+            return {**line, "model": decision.model, "why": decision.message}

@@ -45,10 +45,7 @@ class Measuring:
                 for device in inventory.devices
             )
             return AgentReport(inventory, readings, measured)
-        readings = tuple(
-            _gpu_reading(device, here[device.index], pids, watched)
-            for device in inventory.devices
-        )
+        readings = tuple(_gpu_reading(device, here[device.index], pids, watched) for device in inventory.devices)
         return AgentReport(inventory, readings, _held_on_gpus(here, pids))
 
     def _pids(self, watched: Sequence[Watched]) -> dict[ReplicaId, list[int]]:

@@ -19,6 +19,7 @@ from rayscheduler.cluster.resources import MIB, lends
 from rayscheduler.core.events import DeviceLost, Event, MemoryObserved, NodeJoined, NodeLost
 from rayscheduler.core.types import Backend, Device, DeviceId, Node, NodeName
 
+DEAD_SHOWN_S = 600.0
 READING_STEP_BYTES = 64 * MIB  # what other programs hold fluctuates; smaller changes are no news
 
 
@@ -38,6 +39,7 @@ class KnownNode:
     told_others_bytes: dict[int, int] = field(default_factory=dict)
     lost_devices: set[int] = field(default_factory=set)
     reported_s: float = 0.0
+    died_s: float = 0.0
 
     @property
     def lends(self) -> bool:
@@ -63,8 +65,8 @@ class Membership:
     def __init__(self) -> None:
         self.nodes: dict[str, KnownNode] = {}  # by Ray's node id
 
-    def observe(self, listed: Iterable[Mapping[str, Any]]) -> list[Event]:
-        """What has changed in `ray.nodes()`."""
+    def observe(self, listed: Iterable[Mapping[str, Any]], now_s: float) -> list[Event]:
+        """What has changed in `ray.nodes()`. A dead node is shown for a while if it had joined."""
         events: list[Event] = []
         for entry in listed:
             node_id = entry["NodeID"]
@@ -74,7 +76,10 @@ class Membership:
             elif known is not None and known.alive and not entry["Alive"]:
                 if known.joined:
                     events.append(NodeLost(known.name))
+                known.died_s = now_s if known.joined else now_s - DEAD_SHOWN_S
                 known.alive = False
+        for node in [node for node in self.nodes.values() if not node.alive and now_s - node.died_s >= DEAD_SHOWN_S]:
+            del self.nodes[node.node_id]
         return events
 
     def reported(self, node_id: str, report: AgentReport, now_s: float) -> list[Event]:

@@ -24,6 +24,7 @@ from rayscheduler.core.types import ReplicaId
 from rayscheduler.engines.orphans import marked_processes, sweep_orphans
 
 REPORT_EVERY_S = 1.0
+WARM_EVERY_S = 5.0
 FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.010, 0.250
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class NodeAgent:
         self._tasks: set[asyncio.Task[None]] = set()
         await asyncio.to_thread(sweep_orphans)
         self._spawn(self._report_forever())
-        self._spawn(self.warm_up())
+        self._spawn(self._keep_warm())
 
     async def warm_up(self) -> None:
         """See to it that the next runner on this node finds a worker process."""
@@ -72,6 +73,12 @@ class NodeAgent:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)
         return True
+
+    async def _keep_warm(self) -> None:
+        """Others start workers, too, and may take the one that was kept."""
+        while True:
+            await self.warm_up()
+            await asyncio.sleep(WARM_EVERY_S)
 
     async def _report_forever(self) -> None:
         while True:

@@ -18,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -86,19 +86,29 @@ def start_head(
 
     `haproxy` None: where the package is installed. Ports None: Ray's usual ones, or free ones if those are taken.
     """
+    with_haproxy = haproxy_works() if haproxy is None else haproxy
+    options = ["--temp-dir", temp_folder] if temp_folder else []
+    options += ["--num-cpus", str(cpus)] if cpus is not None else []
+    options += ["--include-dashboard", str(dashboard).lower(), "--dashboard-host", "127.0.0.1"]
+    options += ["--resources", json.dumps(dict(resources))]
+    try:
+        ports = (port or _free_port(RAY_PORT), dashboard_port or _free_port(DASHBOARD_PORT))
+        head = _launch(options, *ports, with_haproxy)
+    except HeadFailed:
+        if port is not None and dashboard_port is not None:
+            raise
+        # A port that was free when we looked may have been taken before Ray got to it.
+        head = _launch(options, port or _free_port(), dashboard_port or _free_port(), with_haproxy)
+    return head if dashboard else replace(head, dashboard_url="")
+
+
+def _launch(options: Sequence[str], ray_port: int, web_port: int, with_haproxy: bool) -> Head:
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / "ray-head.log"
-    with_haproxy = haproxy_works() if haproxy is None else haproxy
-    ray_port = port or _free_port(RAY_PORT)
-    web_port = dashboard_port or _free_port(DASHBOARD_PORT)
     arguments = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    arguments += ["--port", str(ray_port), "--resources", json.dumps(dict(resources))]
+    arguments += ["--port", str(ray_port), "--dashboard-port", str(web_port), *options]
     arguments += ["--ray-client-server-port", str(_free_port()), "--dashboard-agent-listen-port", str(_free_port())]
-    arguments += ["--include-dashboard", str(dashboard).lower()]
-    arguments += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(web_port)]
-    arguments += ["--temp-dir", temp_folder] if temp_folder else []
-    arguments += ["--num-cpus", str(cpus)] if cpus is not None else []
     # Unix sockets have short names; Ray adds the node's id to this folder's.
     scratch = tempfile.mkdtemp(prefix="rs-", dir="/tmp") if with_haproxy else ""
     with open(log_path, "wb") as log:
@@ -110,11 +120,17 @@ def start_head(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    address = _wait_listening(process, ray_port, log_path)
+    try:
+        address = _wait_listening(process, ray_port, log_path)
+        created_s = psutil.Process(process.pid).create_time()
+    except BaseException:
+        _end_session(process.pid)
+        process.wait()
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
     _children[process.pid] = process
-    created_s = psutil.Process(process.pid).create_time()
-    url = f"http://127.0.0.1:{web_port}" if dashboard else ""
-    return Head(address, process.pid, created_s, url, str(log_path), scratch)
+    return Head(address, process.pid, created_s, f"http://127.0.0.1:{web_port}", str(log_path), scratch)
 
 
 def stop_head(head: Head) -> None:
@@ -189,7 +205,6 @@ def _wait_listening(process: subprocess.Popen[bytes], port: int, log_path: Path)
     deadline_s = time.monotonic() + UP_WITHIN_S
     while b"Ray runtime started" not in log_path.read_bytes():
         if process.poll() is not None or time.monotonic() > deadline_s:
-            _end_session(process.pid)
             lines = log_path.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
             why = "ended" if process.poll() is not None else f"was not up after {UP_WITHIN_S:g} s"
             raise HeadFailed(f"Ray's head {why}; its last words:\n" + "\n".join(lines))
@@ -222,4 +237,3 @@ def _free_port(wished: int = 0) -> int:
                 probe.bind(("", candidate))
                 return int(probe.getsockname()[1])
     raise HeadFailed("no TCP port is free on this machine")
-

@@ -38,11 +38,19 @@ class Recovery:
     """What is said while the allocator comes back."""
 
     reports: dict[ReplicaId, RunnerReport] = field(default_factory=dict)
+    dead: set[ReplicaId] = field(default_factory=set)
     heartbeats: dict[HolderId, list[list[str]]] = field(default_factory=dict)
 
     def reported(self, report: RunnerReport) -> None:
         """The last word of a runner counts; of two incarnations, the one that came last lives."""
         self.reports[report.launch.replica] = report
+
+    def died(self, replica: ReplicaId, incarnation: str) -> None:
+        """The agent of its node has seen the end of a runner; Serve may bring up another in its place."""
+        report = self.reports.get(replica)
+        if report is None or report.incarnation == incarnation:
+            self.reports.pop(replica, None)
+            self.dead.add(replica)
 
     async def replicas(self, membership: Membership, executor: Executor) -> list[RunnerReport]:
         """Waits until all is said, and for the end of what cannot be adopted; the reports of what can."""
@@ -51,7 +59,7 @@ class Recovery:
         listed = await asyncio.to_thread(_seen_in_ray)
         if not listed:
             return []
-        await _until(lambda: listed <= self.reports.keys(), begun_s + LIMIT_S)
+        await _until(lambda: listed <= self.reports.keys() | self.dead, begun_s + LIMIT_S)
         await _until(lambda: False, begun_s + HOLDERS_S)
         alive = {name: report for name, report in self.reports.items() if self._lives(report, membership)}
         lost = sorted(listed - alive.keys())

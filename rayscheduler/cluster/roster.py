@@ -19,7 +19,8 @@ from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verd
 from rayscheduler.core.events import FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
 from rayscheduler.core.types import ReplicaId
 
-ANNOUNCE_WITHIN_S = 180.0  # Ray may have to start a worker on a busy node
+SILENT_S = 5.0  # a runner announces itself within two
+ANNOUNCE_WITHIN_S = 180.0  # but Ray may have to start a worker on a busy node
 LATE_S = 30.0  # after its load timeout, or its stop's grace, a runner is taken for hung
 
 
@@ -127,14 +128,14 @@ class Roster:
 
     # -- housekeeping -----------------------------------------------------------------------------
 
-    def never_announced(self) -> list[ReplicaId]:
-        """Those whose runner should be there by now."""
-        limit_ms = now_ms() - ANNOUNCE_WITHIN_S * 1000
-        return [
-            replica
+    def silent_s(self) -> dict[ReplicaId, float]:
+        """For how long those whose runner should be there by now have not been heard of."""
+        waited_s = {
+            replica: (now_ms() - record.since_ms) / 1000
             for replica, record in self.records.items()
-            if record.report is None and record.leaving_since_ms is None and record.since_ms < limit_ms
-        ]
+            if record.report is None and record.leaving_since_ms is None
+        }
+        return {replica: seconds for replica, seconds in waited_s.items() if seconds > SILENT_S}
 
     def hung(self) -> list[ReplicaId]:
         """Those whose runner neither ended a load nor an engine in its time, and has to be killed."""

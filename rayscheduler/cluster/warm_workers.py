@@ -1,9 +1,9 @@
 """Keeps one idle Ray worker on a node, so that the next runner there does not wait for a Python to start.
 
 Most of a cold start beyond the engine's own is Ray starting a worker process (0.5 s of CPU) and the import of
-Ray Serve (0.6 s). Ray can be asked to start a worker ahead of time (`keep_one`), and a worker to import
-Serve as soon as it runs (`import_ahead`; on heads that we start). Neither interface is documented: where it is not
-there, or not as it was in Ray 2.60, nothing is kept warm and nothing else changes.
+Ray Serve (0.6 s). Ray can be asked to start a worker ahead of time (`keep_one`), and its raylets to let their
+workers import modules as soon as they run (on heads that we start). Neither interface is documented: where it is
+not there, or not as it was in Ray 2.60, nothing is kept warm and nothing else changes.
 
 Rules of this file: it never raises.
 """
@@ -17,6 +17,7 @@ import psutil
 
 KEEP_S = 24 * 3600
 CALL_WITHIN_S = 5.0
+IMPORTED_AHEAD = ("ray.serve._private.replica", "rayscheduler.cluster.runner")
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +32,8 @@ def keep_one(raylet_address: str) -> None:
 
 
 def import_ahead_environment() -> dict[str, str]:
-    """For a raylet: what makes its workers call `import_ahead` when they start."""
-    try:
-        from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-    except ImportError:
-        return {}
-    return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{__name__}.{import_ahead.__name__}"}
-
-
-def import_ahead() -> None:
-    """In a new worker: import what the process of a runner will need."""
-    try:
-        import ray.serve._private.replica
-
-        import rayscheduler.cluster.runner  # noqa: F401
-    except Exception as problem:
-        logger.info("nothing is imported ahead: %s", problem)
+    """For a raylet: what its workers import when they start."""
+    return {"RAY_preload_python_modules": ",".join(IMPORTED_AHEAD)}
 
 
 def _one_is_idle(raylet_pid: int) -> bool:

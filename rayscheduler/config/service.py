@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from rayscheduler.config.fields import Count, Section
+from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
 from rayscheduler.config.models import (
     EngineName,
     EngineWord,
@@ -97,10 +97,19 @@ class ModelEntry(ModelSection):
         return self
 
 
+class EventLogSection(Section):
+    """Where the allocator writes every event and decision, for `replay` and `simulate --trace`."""
+
+    path: Name = Field(examples=["/var/log/rayscheduler/events.jsonl"])
+    file_size: Size = 64 * 2**20
+    keep: CountOrZero = 8  # older files beside it
+
+
 class ServiceFile(Section):
     """What is served and how."""
 
     scheduler: SchedulerSection = SchedulerSection()
+    event_log: EventLogSection | None = None
     models: list[ModelEntry] = Field(
         examples=["[{name: a, engine: llama-cpp, source: a.gguf, memory: 2GiB}]"],
     )
@@ -114,6 +123,7 @@ class ServiceConfig:
     models: list[ModelEntry]
     path: str
     lines: tuple[int, ...] = ()
+    event_log: EventLogSection | None = None
 
     def line_of(self, index: int) -> int | None:
         """The line on which `models[index]` starts."""
@@ -138,6 +148,7 @@ class ServiceConfig:
             {
                 "scheduler": self.scheduler.model_dump(mode="json", exclude_unset=True),
                 "models": [entry.model_dump(mode="json", exclude_unset=True) for entry in self.models],
+                **({"event_log": self.event_log.model_dump(mode="json")} if self.event_log else {}),
             }
         )
 
@@ -163,7 +174,7 @@ def _config(document: Document, folder: str | None) -> ServiceConfig:
     check_catalog(document, file.scheduler, file.models)
     models = file.models if folder is None else [_with_absolute_source(entry, folder) for entry in file.models]
     lines = tuple(document.line(("models", index)) for index in range(len(models)))
-    return ServiceConfig(file.scheduler, models, document.file, lines)
+    return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log)
 
 
 def _with_absolute_source(entry: ModelEntry, folder: str) -> ModelEntry:

@@ -113,7 +113,7 @@ class Shelf:
                 entry = row.entries[at]
                 if count == 1 and not self._pack and entry[0] > most_load:
                     break
-                yield (None if self._pack and count > 1 else entry), self.accounts[entry[2]]
+                yield (None if self._pack and count != 1 else entry), self.accounts[entry[2]]
         for account in self.odd.values():
             yield None, account
 

@@ -40,6 +40,9 @@ class Admin:
         if name == "decisions":
             allowed(method, "GET")
             return await self._decisions(parse_qs(query.decode("latin-1")))
+        if name == "explain":
+            allowed(method, "GET")
+            return await self._explain(parse_qs(query.decode("latin-1")))
         if name == "status" or name in PARTS:
             allowed(method, "GET")
             status = await self._allocator.status()
@@ -82,6 +85,12 @@ class Admin:
             raise ApiError(400, "invalid_limit", f"`limit` must be a number from 1 to {DECISIONS_MAX}.", param="limit")
         return await self._allocator.decisions(int(text), query.get("subject", [None])[-1])
 
+    async def _explain(self, query: Mapping[str, list[str]]) -> object:
+        subject = query.get("subject", [""])[-1]
+        if not subject:
+            raise ApiError(400, "no_subject", "Name a model, replica or request in `subject`.", param="subject")
+        return unless_refused(await self._allocator.explain(subject))
+
     async def _act(self, method: str, rest: str, query: bytes, headers: Headers) -> object:
         name, _, verb = rest.rpartition("/")
         if verb not in VERBS or not name:
@@ -95,9 +104,14 @@ class Admin:
             answer = await self._allocator.unload(name)
         else:
             answer = await self._allocator.pin(name, verb == "pin")
-        if error := answer.get("error"):
-            raise RequestRejected(error["code"], error["status"], error["message"], error.get("retry_after_s"))
-        return answer
+        return unless_refused(answer)
+
+
+def unless_refused(answer: Answer) -> Answer:
+    """RequestRejected if that is what the allocator answered."""
+    if error := answer.get("error"):
+        raise RequestRejected(error["code"], error["status"], error["message"], error.get("retry_after_s"))
+    return answer
 
 
 def allowed(method: str, *methods: str) -> None:

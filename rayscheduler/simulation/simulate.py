@@ -50,12 +50,14 @@ def plan_object(answer: PlanAnswer) -> dict[str, Any]:
         "verdict": answer.verdict.value,
         "placement": placement,
         "evictions": list(answer.plan.evictions) if answer.plan else [],
-        "refusals": [_refusal_object(refusal) for refusal in answer.refusals],
+        "refusals": [refusal_object(refusal) for refusal in answer.refusals],
         "message": answer.message,
+        "summary": answer.summary,
     }
 
 
-def _refusal_object(refusal: Refusal) -> dict[str, Any]:
+def refusal_object(refusal: Refusal) -> dict[str, Any]:
+    """Why a node was not chosen, with bytes where bytes are the reason."""
     told: dict[str, Any] = {"node": refusal.node, "reason": refusal.reason.value}
     if refusal.needed_bytes is not None:
         told["needed_bytes"] = refusal.needed_bytes

@@ -27,9 +27,9 @@ def header(settings: Settings) -> dict[str, Any]:
     return {"log": VERSION, "settings": encode(settings)}
 
 
-def restored(at_ms: int, events: Iterable[ev.Event]) -> dict[str, Any]:
-    """What an allocator found when it started."""
-    return {"at_ms": at_ms, "restore": [encode(event) for event in events]}
+def restored(at_ms: int, events: Iterable[ev.Event], serials: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """What an allocator found when it started; `serials` that were used before, by model."""
+    return {"at_ms": at_ms, "restore": [encode(event) for event in events], "serials": dict(serials or {})}
 
 
 def entry(at_ms: int, events: Iterable[ev.Event], decisions: Iterable[Decision]) -> dict[str, Any]:
@@ -71,6 +71,7 @@ class Batch:
     events: tuple[ev.Event, ...]
     decisions: tuple[Decision, ...]
     restore: bool
+    serials: Mapping[str, int]
 
 
 def read(lines: Iterable[Mapping[str, Any]]) -> tuple[Settings, Iterator[Batch]]:
@@ -91,7 +92,7 @@ def _batches(numbered: Iterator[tuple[int, Mapping[str, Any]]]) -> Iterator[Batc
         if not isinstance(at_ms, int) or not isinstance(found, list):
             raise TraceError(number, "neither a batch of events nor a restore")
         decisions = _decoded(number, line.get("decisions", []))
-        yield Batch(number, at_ms, _decoded(number, found), decisions, "restore" in line)
+        yield Batch(number, at_ms, _decoded(number, found), decisions, "restore" in line, line.get("serials", {}))
 
 
 def _decoded(number: int, told: Sequence[Any]) -> tuple[Any, ...]:
@@ -110,6 +111,8 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> Iterator[Difference | int]:
         if batch.restore:
             scheduler = Scheduler(settings)
             scheduler.restore(batch.events, batch.at_ms)
+            for name, serial in batch.serials.items():
+                scheduler.seed_serial(ModelName(name), serial)
             begun = True
             continue
         if not begun:

@@ -103,6 +103,7 @@ def found(name: str, devices: str, memory: str, **options: str) -> ev.ReplicaFou
         running=options.get("running", "yes") == "yes",
         leases={request: options.get("holder", "") for request in options.get("leases", "").split(",") if request},
         idle_ms=int(options.get("idle_ms", "0")),
+        leaving=options.get("leaving") == "yes",
     )
 
 

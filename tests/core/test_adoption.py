@@ -38,6 +38,20 @@ def test_one_that_is_starting_is_waited_for() -> None:
     )
 
 
+def test_what_was_leaving_before_is_leaving_after() -> None:
+    """Its stop was sent by the predecessor: it serves nobody and holds its bytes until its exit is confirmed."""
+    Story().tell(
+        """
+        node  n1  80GiB
+        model a   60GiB
+        model b   60GiB
+        > found a#1 n1/0 60GiB leaving=yes  ->
+        > request a r1  ->
+        > stopped a#1   -> start a#2 n1/0
+        """
+    )
+
+
 def test_who_waits_is_granted() -> None:
     Story().tell(
         """

@@ -178,3 +178,18 @@ def test_a_host_only_model_goes_to_the_least_loaded_node_whatever_its_types() ->
         > load h   -> start h#1 n2
         """
     )
+
+
+def test_pack_takes_the_fullest_node_for_a_host_only_model() -> None:
+    Story(strategy=Strategy.PACK).tell(
+        """
+        node  n1  2x80GiB
+        node  n2  90GiB
+        model e   50GiB
+        model f   60GiB
+        model h   10GiB  gpus=0
+        > found e#1 n1/0 50GiB  ->
+        > found f#1 n2/0 60GiB  ->
+        > load h   -> start h#1 n2
+        """
+    )

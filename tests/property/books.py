@@ -67,6 +67,7 @@ class Books:
         self.gone: dict[ReplicaId, Held] = {}  # by the event that is being noted
         self.shut_down = False
         self.now_ms = 0
+        self._arrived = 0
 
     # -- events -----------------------------------------------------------------------------------
 
@@ -107,13 +108,27 @@ class Books:
                 return self._end([request])
             case ev.HolderLost(holder):
                 return self._end([r for r, asked in self.requests.items() if asked.holder == holder != ""])
-            case ev.ReplicaStarted(name) if name in self.held and self.held[name].phase == "starting":
-                self.held[name].phase, self.held[name].used_ms = "running", self.now_ms
+            case ev.ReplicaStarted(name, load_ms) if name in self.held and self.held[name].phase == "starting":
+                held = self.held[name]
+                held.phase, held.used_ms = "running", self.now_ms
+                if load_ms is not None:
+                    self.models[held.model] = replace(self.models[held.model], load_ms=load_ms)
+            case ev.ReplicaFound(name) if name not in self.held:
+                self._find(event)
             case ev.ReplicaFailed(name) | ev.ReplicaStopped(name) if name in self.held:
                 self._release(name)
             case ev.ShutdownAsked():
                 self.shut_down = True
         return set()
+
+    def _find(self, found: ev.ReplicaFound) -> None:
+        phase = "stopping" if found.leaving else "running" if found.running else "starting"
+        held = Held(found.model, found.placement, phase, self.now_ms - found.idle_ms, set(found.leases))
+        self.seen.add(found.replica)
+        self.held[found.replica] = held
+        for request, holder in found.leases.items():
+            asked = Asked(found.model, 0, 0, self.now_ms, None, holder, "granted", found.replica)
+            self.requests[request] = asked
 
     def _lose(self, name: NodeName) -> None:
         for device in self.nodes.pop(name).devices:
@@ -132,7 +147,8 @@ class Books:
             return
         model = self.models.get(event.model)
         priority = event.priority if event.priority is not None else model.priority if model else 0
-        number = len(self.requests)
+        self._arrived += 1
+        number = self._arrived
         self.requests[event.request] = Asked(
             event.model, priority, number, self.now_ms, event.deadline_ms, event.holder
         )
@@ -157,6 +173,11 @@ class Books:
         for request in held.leases:
             self.requests[request].state = "ended"
         held.leases.clear()
+
+    def forget_waiting(self) -> None:
+        """The scheduler died: who waited will ask again, and nobody remembers the demand."""
+        self.requests = {name: asked for name, asked in self.requests.items() if asked.state != "waiting"}
+        self.grants = {}
 
     # -- decisions --------------------------------------------------------------------------------
 

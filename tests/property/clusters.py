@@ -6,10 +6,12 @@ every possibility. Unusual features are rare, and each of them occurs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
+from rayscheduler.core.events import NOBODY, ReplicaFound
 from rayscheduler.core.types import (
     Backend,
     Device,
@@ -20,7 +22,10 @@ from rayscheduler.core.types import (
     Node,
     NodeName,
     Pin,
+    Placement,
     PolicyName,
+    ReplicaId,
+    RequestId,
     Requirement,
     Settings,
     Strategy,
@@ -35,18 +40,34 @@ class Cluster:
     settings: Settings
     nodes: tuple[Node, ...]
     models: tuple[Model, ...]
+    found: tuple[ReplicaFound, ...] = ()  # what runs already when the day begins
 
 
 def clusters(*policies: PolicyName) -> st.SearchStrategy[Cluster]:
-    return dice(90, 90).map(lambda drawn: cluster(drawn, policies or tuple(PolicyName)))
+    return dice(110, 110).map(lambda drawn: cluster(drawn, policies or tuple(PolicyName)))
 
 
 def cluster(dice: Dice, policies: tuple[PolicyName, ...]) -> Cluster:
-    return Cluster(
-        _settings(dice, dice.pick(policies)),
-        tuple(_node(dice, number) for number in range(1, 1 + dice.pick([1, 2, 2, 3]))),
-        tuple(_model(dice, name) for name in NAMES[: dice.pick([4, 5])]),
-    )
+    settings = _settings(dice, dice.pick(policies))
+    nodes = tuple(_node(dice, number) for number in range(1, 1 + dice.pick([1, 2, 2, 3])))
+    models = tuple(_model(dice, name) for name in NAMES[: dice.pick([4, 5])])
+    return Cluster(settings, nodes, models, tuple(_found(dice, nodes, models)))
+
+
+def _found(dice: Dice, nodes: tuple[Node, ...], models: tuple[Model, ...]) -> Iterator[ReplicaFound]:
+    """Replicas of plain models on one device each, no more than there is room for."""
+    free = {d.id: d.capacity_bytes - d.headroom_bytes for node in nodes for d in node.devices}
+    for model in models:
+        size = model.requirement.bytes_by_count.get(1)
+        if not dice.one_in(3) or size is None or model.requirement != Requirement(model.requirement.bytes_by_count):
+            continue
+        device = dice.pick(sorted(free))
+        if size <= free[device]:
+            free[device] -= size
+            place = Placement((NodeName(device.split("/")[0]),), (device,), (size,))
+            running = not dice.one_in(4)
+            leases = {RequestId(f"q{model.name}"): NOBODY} if running and dice.one_in(3) else {}
+            yield ReplicaFound(ReplicaId(f"{model.name}#7"), model.name, place, running, leases, dice.pick([0, 3000]))
 
 
 def _settings(dice: Dice, policy: PolicyName) -> Settings:

@@ -19,6 +19,9 @@ class Dice:
         self._data = data
         self._at = 0
 
+    def __repr__(self) -> str:
+        return f"Dice({self._data.rstrip(bytes(1))!r})"
+
     def throw(self, sides: int) -> int:
         """0 to `sides` - 1."""
         value = self._data[self._at] if self._at < len(self._data) else 0

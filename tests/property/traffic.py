@@ -51,7 +51,7 @@ class Traffic:
         self._judge = judge
         self._asked = 0
         self._held_back: list[ev.Event] | None = None  # events of a batch that is being collected
-        self.send(*map(ev.ModelDeployed, cluster.models), *map(ev.NodeJoined, cluster.nodes))
+        self.send(*map(ev.ModelDeployed, cluster.models), *map(ev.NodeJoined, cluster.nodes), *cluster.found)
 
     def send(self, *events: ev.Event) -> list[Decision]:
         decisions = self.scheduler.handle_batch(events, self.now_ms)
@@ -87,14 +87,14 @@ class Traffic:
         return self
 
     def _do(self, verb: str, dice: Dice) -> None:
-        if verb in ("wait", "wake"):
+        if verb in ("wait", "wake", "again"):
             self._flush()
         if verb == "wait":
             self.now_ms += dice.pick(PAUSES_MS)
         event = self._event(verb, dice)
         if event is None:
             return
-        if self._held_back == []:
+        if self._held_back == [] and verb != "again":
             self._held_back.append(event)
         else:
             self._flush(event)
@@ -122,7 +122,8 @@ class Traffic:
             case "wake":
                 return self._wake()
             case "started":
-                return _about(books.in_phase("starting"), dice, ev.ReplicaStarted)
+                load_ms = dice.pick([None, None, None, 500, 9000])
+                return _about(books.in_phase("starting"), dice, lambda r: ev.ReplicaStarted(r, load_ms))
             case "fails":
                 return _about(books.in_phase("starting"), dice, lambda r: ev.ReplicaFailed(r, ev.FailureKind.LOAD))
             case "stopped":
@@ -193,11 +194,61 @@ class Traffic:
         return None if isinstance(event, ev.ModelDeployed) else event
 
 
+    # -- and the day after --------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """The scheduler dies. Its successor is told what is there; who waited asks again."""
+        books = self.books
+        waiting = [(name, books.requests[name]) for name in books.waiting()]
+        self.scheduler = Scheduler(self.cluster.settings)
+        self.scheduler.restore(self.inventory(), self.now_ms)
+        for name in sorted(books.seen):
+            model, _, serial = name.rpartition("#")
+            self.scheduler.seed_serial(ModelName(model), int(serial))
+        books.forget_waiting()
+        self.send(*(ev.RequestArrived(n, a.model, a.priority, a.deadline_ms, a.holder) for n, a in waiting))
+
+    def inventory(self) -> list[ev.Event]:
+        """What is there, as it is told to a scheduler that knows nothing."""
+        books = self.books
+        told: list[ev.Event] = [ev.NodeJoined(node) for node in books.nodes.values()]
+        told += [ev.DeviceLost(device) for device in sorted(books.lost)]
+        told += [ev.MemoryObserved(device, used) for device, used in books.others.items()]
+        told += [ev.ModelDeployed(model) for model in books.models.values()]
+        for name, held in books.held.items():
+            leases = {request: books.requests[request].holder for request in sorted(held.leases)}
+            running, idle_ms = held.phase == "running", self.now_ms - held.used_ms
+            leaving = held.phase == "stopping"
+            told.append(ev.ReplicaFound(name, held.model, held.placement, running or leaving, leases, idle_ms, leaving))
+        return told
+
+    def heal(self) -> None:
+        """No more trouble: lost nodes and devices are back, other programs are gone."""
+        self._flush()
+        for node in self.cluster.nodes:
+            broken = any(device.id in self.books.lost for device in node.devices)
+            if broken and node.name in self.books.nodes:
+                self.send(ev.NodeLost(node.name))
+            if node.name not in self.books.nodes:
+                self.send(ev.NodeJoined(node))
+        self.send(*(ev.MemoryObserved(device, 0) for device in sorted(self.books.devices())))
+
+    def come_to_rest(self, rounds_max: int = 200) -> None:
+        """Loads become ready, requests end, time passes, until nothing happens any more."""
+        still = 0
+        for _ in range(rounds_max):
+            before = len(self.told)
+            self.settle()
+            if self.books.granted():
+                self.send(*(ev.RequestEnded(request) for request in self.books.granted()))
+            quiet = len(self.told) == before
+            self.now_ms += 10_000
+            decided = self.send(ev.Woken())
+            still = still + 1 if quiet and not decided else 0
+            if still > 10:
+                return
+        raise AssertionError(f"it never comes to rest: {self.told[-6:]}")
+
+
 def _about(names: Sequence[T], dice: Dice, event: Callable[[T], ev.Event]) -> ev.Event | None:
     return event(dice.pick(names)) if names else None
-
-
-def replayed(cluster: Cluster, told: Sequence[Told]) -> list[tuple[Decision, ...]]:
-    """What a fresh scheduler decides when it is told the same."""
-    scheduler = Scheduler(cluster.settings)
-    return [tuple(scheduler.handle_batch(each.events, each.now_ms)) for each in told]

@@ -152,6 +152,13 @@ class FakeAllocator(Announcer):
         self.verbs.append(("decisions", str(limit), subject))
         return [{"serial": 1, "decision": "start", "why": "asked for"}]
 
+    async def explain(self, subject: str) -> dict[str, Any]:
+        self._call("explain")
+        self.verbs.append(("explain", subject, None))
+        if subject == "nobody":
+            return {"error": {"code": "model_not_found", "status": 404, "message": "nothing is known of it"}}
+        return {"subject": subject, "kind": "model", "decisions": []}
+
     async def load(self, model: str, wait: bool = False) -> dict[str, Any]:
         return self._verb("load", model, wait)
 

@@ -75,6 +75,16 @@ async def test_decisions(world: World) -> None:
     assert world.allocator.verbs == [("decisions", "5", "m#1"), ("decisions", "100", None)]
 
 
+async def test_explain(world: World) -> None:
+    answer = await world.client.get(world.url + "/api/v1/explain?subject=m%231")
+    assert (await answer.json())["kind"] == "model"
+    assert world.allocator.verbs == [("explain", "m#1", None)]
+    unknown = await world.client.get(world.url + "/api/v1/explain?subject=nobody")
+    assert (unknown.status, (await unknown.json())["error"]["code"]) == (404, "model_not_found")
+    missing = await world.client.get(world.url + "/api/v1/explain")
+    assert (missing.status, (await missing.json())["error"]["param"]) == (400, "subject")
+
+
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "9" * 5000, "٣"])
 async def test_bad_limit(world: World, limit: str) -> None:
     response = await world.client.get(world.url + "/api/v1/decisions", params={"limit": limit})

@@ -1,0 +1,172 @@
+"""What runners, agents and the executor say in any order, and what the core hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from rayscheduler.cluster.mailbox import Mailbox
+from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict
+from rayscheduler.cluster.roster import Roster
+from rayscheduler.core.events import Event, FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
+from rayscheduler.core.types import DeviceId, ModelName, NodeName, Placement, ReplicaId
+from rayscheduler.engines import EngineRequest
+
+A = ReplicaId("a#1")
+LAUNCH = Launch(
+    A, ModelName("a"), Placement((NodeName("n"),), (DeviceId("n/0"),), (100,)), "simulated", EngineRequest("a", A), 10.0
+)
+
+
+@dataclass
+class Story:
+    """One replica `a#1`, started; `news` is what the core has heard since it was asked last."""
+
+    suspected: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.mailbox = Mailbox()
+        self.roster = Roster(self.mailbox, self.suspected.append, self.ended.append)
+        self.roster.start(LAUNCH)
+
+    def says(self, state: RunnerState, incarnation: str = "one", **more: object) -> Verdict:
+        report = RunnerReport(LAUNCH, incarnation, state, "node", 7)
+        return self.roster.reported(replace(report, **more))  # type: ignore[arg-type]
+
+    def news(self) -> list[Event]:
+        return self.mailbox.now_there()
+
+    @property
+    def forgotten(self) -> bool:
+        return A not in self.roster.records
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story()
+
+
+def test_a_good_life(story: Story) -> None:
+    assert story.says(RunnerState.ANNOUNCED) is Verdict.GO
+    assert story.says(RunnerState.LOADING, engine_pid=8) is Verdict.GO
+    assert story.news() == []
+    assert story.says(RunnerState.RUNNING, load_ms=5) is Verdict.GO
+    assert story.says(RunnerState.RUNNING, load_ms=5) is Verdict.GO, "said twice"
+    assert story.news() == [ReplicaStarted(A, 5)]
+    story.roster.stop(A)
+    assert story.says(RunnerState.STOPPED) is Verdict.STAND_DOWN
+    assert (story.ended, story.news()) == ([A], []), "its placement group is not gone"
+    story.roster.group_gone(A)
+    assert story.news() == [ReplicaStopped(A)]
+    assert story.forgotten
+    assert story.says(RunnerState.STOPPED) is Verdict.STAND_DOWN
+    story.roster.group_gone(A)
+    assert story.news() == []
+
+
+def test_the_group_may_be_gone_before_the_runner_was_heard(story: Story) -> None:
+    story.says(RunnerState.ANNOUNCED)
+    story.roster.stop(A)
+    story.roster.group_gone(A)
+    assert (story.suspected, story.news()) == ([A], []), "who knows whether its engine is gone"
+    story.roster.died(A, "one")
+    assert story.news() == [ReplicaStopped(A)]
+
+
+def test_stopped_before_its_runner_was_there(story: Story) -> None:
+    story.roster.stop(A)
+    assert story.says(RunnerState.ANNOUNCED) is Verdict.STAND_DOWN
+    story.roster.group_gone(A)
+    assert story.news() == [ReplicaStopped(A)]
+
+
+def test_stopped_and_its_runner_never_came(story: Story) -> None:
+    story.roster.stop(A)
+    story.roster.group_gone(A)
+    assert story.news() == [ReplicaStopped(A)]
+
+
+@pytest.mark.parametrize(("state", "kind"), [("failed", FailureKind.LOAD), ("crashed", FailureKind.CRASH)])
+def test_a_failure_is_told_once(story: Story, state: str, kind: FailureKind) -> None:
+    story.says(RunnerState.ANNOUNCED)
+    assert story.says(RunnerState(state), detail="why") is Verdict.STAND_DOWN
+    assert story.news() == [ReplicaFailed(A, kind, "why")]
+    story.roster.died(A, "one")
+    story.roster.stop(A)
+    story.says(RunnerState.STOPPED)
+    story.roster.group_gone(A)
+    assert (story.news(), story.ended) == ([], [A])
+    assert story.forgotten
+
+
+def test_a_dead_runner_is_a_crash_and_the_next_incarnation_stands_down(story: Story) -> None:
+    story.says(RunnerState.ANNOUNCED)
+    story.says(RunnerState.RUNNING)
+    story.news()
+    story.roster.died(A, "another")
+    assert story.news() == []
+    assert story.says(RunnerState.ANNOUNCED, incarnation="two") is Verdict.STAND_DOWN
+    assert (story.suspected, story.news()) == ([A], [])
+    story.roster.died(A, "one")
+    (failed,) = story.news()
+    assert isinstance(failed, ReplicaFailed)
+    assert failed.kind is FailureKind.CRASH
+
+
+def test_a_runner_that_dies_while_it_leaves_has_left(story: Story) -> None:
+    story.says(RunnerState.ANNOUNCED)
+    story.roster.stop(A)
+    story.roster.died(A, "one")
+    story.roster.group_gone(A)
+    assert story.news() == [ReplicaStopped(A)]
+
+
+def test_serve_did_not_start_it(story: Story) -> None:
+    story.roster.start_failed(A, "no")
+    assert story.news() == [ReplicaFailed(A, FailureKind.LOAD, "no")]
+
+
+def test_nobody_waits_for_a_runner_on_a_lost_node(story: Story) -> None:
+    story.says(RunnerState.ANNOUNCED)
+    story.roster.node_gone(A)
+    story.roster.group_gone(A)
+    assert story.forgotten
+
+
+async def test_orders(story: Story) -> None:
+    assert await story.roster.orders(A, "one") is Verdict.ANNOUNCE
+    assert await story.roster.orders(ReplicaId("b#1"), "one") is Verdict.ANNOUNCE
+    story.says(RunnerState.ANNOUNCED)
+    assert await story.roster.orders(A, "two") is Verdict.STAND_DOWN
+    waiting = asyncio.ensure_future(story.roster.orders(A, "one"))
+    story.roster.stop(A)
+    assert await waiting is Verdict.STAND_DOWN
+
+
+def test_what_is_watched_is_what_may_hold_memory(story: Story) -> None:
+    assert story.roster.watched("node") == []
+    story.says(RunnerState.LOADING, engine_pid=8)
+    (watched,) = story.roster.watched("node")
+    assert (watched.runner_pid, watched.engine_pid, watched.device_bytes) == (7, 8, {0: 100})
+    assert story.roster.watched("other") == []
+    story.says(RunnerState.CRASHED)
+    assert story.roster.watched("node") == []
+
+
+def test_who_is_late_is_found(story: Story) -> None:
+    record = story.roster.records[A]
+    assert (story.roster.silent_s(), story.roster.hung()) == ({}, [])
+    record.since_ms -= 10**9
+    assert story.roster.silent_s()[A] >= 10**6
+    story.says(RunnerState.LOADING)
+    assert (story.roster.silent_s(), story.roster.hung()) == ({}, [A])
+    story.says(RunnerState.RUNNING)
+    assert story.roster.hung() == []
+    story.roster.stop(A)
+    assert story.roster.hung() == []
+    assert record.leaving_since_ms is not None
+    record.leaving_since_ms -= 10**6
+    assert story.roster.hung() == [A]

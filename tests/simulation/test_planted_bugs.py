@@ -1,0 +1,22 @@
+"""Test the tests: known mistakes are planted in the real core, one at a time, and the seeds must catch each.
+
+Rules of this file: a mistake is one that somebody could make, and its name says which. It counts as caught
+when one of the first fifty seeds fails; that all of them pass without it is the business of `test_seeds.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from rayscheduler.simulation.seeds import story_of
+from rayscheduler.simulation.shrink import failure_of
+from tests.simulation.mistakes import MISTAKES
+
+SEEDS = 50
+
+
+@pytest.mark.parametrize("name", sorted(MISTAKES))
+def test_a_planted_mistake_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MISTAKES[name](monkeypatch)
+    caught = next((seed for seed in range(SEEDS) if failure_of(story_of(seed)) is not None), None)
+    assert caught is not None, f"{name}: none of {SEEDS} seeds fails"
