@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from rayscheduler.config.service import ServiceConfig
 
 PORT = 8000
+Host = Annotated[
+    str, typer.Option("--host", help="Whom it answers: this machine only, unless told, as 0.0.0.0 for everybody.")
+]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Where clients ask: http://HOST:PORT/v1.")]
 NODES_WITHIN_S = 10.0
 
@@ -33,6 +36,7 @@ NODES_WITHIN_S = 10.0
 def up(
     config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The models, and how to schedule.")],
     port: Port = PORT,
+    host: Host = "127.0.0.1",
     address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is up, and leave it running.")] = False,
     lend: Lend = None,
@@ -49,7 +53,7 @@ def up(
     with _interrupted_by_signals():
         _quiet_serve()
         service = start_service(
-            catalog, port=port, address=address, lend_bytes=lend_bytes, simulate=simulate_devices, say=say
+            catalog, port=port, host=host, address=address, lend_bytes=lend_bytes, simulate=simulate_devices, say=say
         )
         if detach:
             with _client() as client:

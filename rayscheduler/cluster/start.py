@@ -41,7 +41,7 @@ def start_service(
     config: str | os.PathLike[str] | ServiceConfig,
     *,
     port: int = 8000,
-    host: str = "0.0.0.0",
+    host: str = "127.0.0.1",
     address: str | None = None,
     lend_bytes: int | None = None,
     simulate: str | None = None,
@@ -53,8 +53,11 @@ def start_service(
     """Bring the service up, and return when its front door answers.
 
     `address`: join this cluster, as `host:port`, instead of starting a head with what this machine lends
-    (`lend_bytes`, `simulate`, and for tests `start_head`'s options). `gateway`: its settings. What fails
-    is taken down again. ConfigError, ResourceError, PortInUse, HeadFailed, VersionMismatch, AllocatorUnavailable.
+    (`lend_bytes`, `simulate`, and for tests `start_head`'s options). `gateway`: its settings. `host`:
+    where its front door listens; whoever reaches it may ask and operate, so by default only this machine does.
+    What fails is taken down again.
+
+    ConfigError, ResourceError, PortInUse, HeadFailed, VersionMismatch, AllocatorUnavailable.
     """
     deployed = config if isinstance(config, ServiceConfig) else load_config(config)
     service = Service(address or "", f"http://127.0.0.1:{port}", None, owns_serve=False)

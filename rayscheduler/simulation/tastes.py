@@ -43,9 +43,9 @@ TASTES = (
     Taste(nodes=(1,), devices=(1, 2), shares=TIGHT, models=(4, 7), cancels=0.5, struck=(3, 8)),  # fickle clients
     Taste(  # who is worth least
         nodes=(1,),
-        devices=(1, 2),
+        devices=(1, 1, 2),
         shares=(25, 30, 45),
-        models=(5, 8),
+        models=(6, 8),
         kinds=("",),
         counts=((1,), (1, 2)),
         headroom_gib=(0, 4),
@@ -58,7 +58,10 @@ TASTES = (
     ),
     Taste(  # operators who cannot leave it alone
         nodes=(1,),
+        devices=(1, 1, 2),
         shares=TIGHT,
+        kinds=("",),
+        counts=((1,), (1, 2)),
         patience_ms=(None, 1_000),
         operated=(20, 30),
         changed=(0, 2),

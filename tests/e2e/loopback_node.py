@@ -23,7 +23,7 @@ from tests.e2e.marked import MARK, command_lines, end
 RAY_OF_THIS_NODE = """\
 #!{python}
 import os, sys
-from tests.e2e.marked import MARK, command_lines, end
+import psutil
 
 every_process = psutil.process_iter
 

@@ -71,7 +71,7 @@ def test_an_engine_killed_before_the_first_byte_is_not_noticed(world: World, fro
 
 
 def test_a_request_that_kills_every_engine_is_tried_twice(world: World, front: FrontDoor) -> None:
-    with pytest.raises(openai.InternalServerError, match="Replica a#.* It was tried 2 times") as lost:
+    with pytest.raises(openai.InternalServerError, match=r"Replica a#.* It was tried 2 times") as lost:
         front.chat("a", "#crash")
     assert (lost.value.status_code, lost.value.code) == (502, "replica_lost")
     assert front.chat("a") == "This is a, simulated."
@@ -132,7 +132,7 @@ def test_the_gateways_death_ends_what_it_relayed_and_nothing_else(world: World, 
         pieces = front.chat_stream("slow", "#tokens=100000")
         assert next(pieces)
         kill(pid_of_gateway(world))
-        with pytest.raises(Exception, match="incomplete"):  # of whichever httpx OpenAI's client uses
+        with pytest.raises(openai.APIConnectionError):
             list(pieces)
         engine.until(lambda stats: stats["aborted"])
     assert front.chat("slow") == "This is slow, simulated.", "held back until there is a gateway again"

@@ -15,9 +15,9 @@ from tests.property.traffic import Told, Traffic
 
 
 def without_standing(cluster: Cluster) -> Cluster:
-    """Replicas that `replicas.min` keeps are no rivals, and preloads no requests: a story for test_standing.py."""
+    """Nothing that was there before the policy had a say, and nothing that `replicas.min` keeps in spite of it."""
     plain = [replace(model, replicas_min=0, preload=False) for model in cluster.models]
-    return replace(cluster, models=tuple(plain))
+    return replace(cluster, models=tuple(plain), found=())
 
 
 def may_not_live_beside(settings: Settings, loading: ModelName, other: ModelName) -> bool:

@@ -191,7 +191,7 @@ class Traffic:
         """Something that was said before, once more."""
         before = [event for told in self.told[-12:] for event in told.events]
         event = dice.pick(before)
-        return None if isinstance(event, ev.ModelDeployed) else event
+        return None if isinstance(event, ev.ModelDeployed | ev.ReplicaFound) else event
 
 
     # -- and the day after --------------------------------------------------------------------------
