@@ -1,6 +1,6 @@
 """Does Ray hold for our replicas what the ledger says, and nothing else?
 
-Rules of this file: `held_groups` asks Ray's head and blocks; the comparison is pure.
+Rules of this file: `held_groups` and `remove_group` ask Ray's head and block; the comparison is pure.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ray.util.placement_group import placement_group_table
+import ray
+from ray.util.placement_group import PlacementGroup, PlacementGroupID, placement_group_table
 
 from rayscheduler.cluster.names import replica_of_placement_group
 from rayscheduler.cluster.placement_groups import RayNode, bundles_of
@@ -43,6 +44,11 @@ def held_groups() -> dict[ReplicaId, list[HeldGroup]]:
         )
         groups.setdefault(replica, []).append(held)
     return groups
+
+
+def remove_group(group: str) -> None:
+    """Let Ray end what runs in a placement group, and forget it. One that is gone already is no error."""
+    ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
 def differences(

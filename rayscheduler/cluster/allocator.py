@@ -47,6 +47,7 @@ from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, 
 EXPLAIN_NODES_MAX = 256  # beyond that, a start does not tell why each other node was not chosen
 CONNECT_WITHIN_S = 2.0
 VERDICT_WITHIN_S = 8.0
+EXIT_AFTER_S = 0.1  # so that the answer is on its way
 CONCURRENCY = 20_000  # requests that wait for a lease, each in a call of its own
 
 logger = logging.getLogger(__name__)
@@ -238,7 +239,8 @@ class Allocator:
         await self._ready.wait()
         if catalog.config.settings() != self._started.settings:
             await asyncio.to_thread(self._store.write_config, config_json)
-            self._loop.call_later(0.1, os._exit, 1)
+            self._ready.clear()  # whoever asks from now on is answered by the one that comes after
+            self._loop.call_later(EXIT_AFTER_S, os._exit, 1)
             return {"ok": True, "message": "the scheduler section has changed: the allocator restarts"}
         await asyncio.to_thread(self._store.write_config, config_json)
         before = {model.name: model for model in self._deployed.core_models()}

@@ -22,9 +22,8 @@ from typing import Protocol
 import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
-from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-from rayscheduler.cluster.agreement import held_groups
+from rayscheduler.cluster.agreement import held_groups, remove_group
 from rayscheduler.cluster.names import RUNNER_DEPLOYMENT, app_name, replica_of_app
 from rayscheduler.cluster.placement_groups import Bundle, serve_options
 from rayscheduler.cluster.reports import Launch
@@ -34,6 +33,7 @@ from rayscheduler.core.types import ReplicaId
 
 FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.010, 0.250
 FORCE_AFTER_S = 1.5  # for Serve to end a runner that it may just be restarting; it needs a fifth of that
+DELETE_AGAIN_S = 10.0  # a Serve controller that was restarting may have lost it
 TRIES_S = 15.0  # for as long Serve's controller may be restarting
 
 GIVEN_UP = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
@@ -80,13 +80,15 @@ class Leaving:
     app: str
     clean: bool
     forced: bool = False
+    deleted_s: float = 0.0
 
 
 class Executor:
-    def __init__(self, heard: Heard, store: Store) -> None:
+    def __init__(self, heard: Heard, store: Store, orders: Iterable[Order] = ()) -> None:
         self._heard = heard
         self._store = store
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self.order(orders)
         self._leaving: dict[ReplicaId, Leaving] = {}
         self._ended_s: dict[ReplicaId, float] = {}  # when the engine of one that leaves was gone
         self._look_pause_s = FIRST_LOOK_S
@@ -107,9 +109,12 @@ class Executor:
     def _work(self) -> None:
         while (orders := self._take()) is not None:
             try:
-                self._stop([order for order in orders if isinstance(order, Stop)])
+                stops = [order for order in orders if isinstance(order, Stop)]
+                stopped = {stop.replica for stop in stops}  # one that is to be stopped already need not start
+                starts = [order for order in orders if isinstance(order, Start)]
+                self._stop(stops)
                 self._note_ends([order.replica for order in orders if isinstance(order, EngineEnded)])
-                self._start([order for order in orders if isinstance(order, Start)])
+                self._start([start for start in starts if start.launch.replica not in stopped])
                 self._look_for_exits()
             except Exception:
                 logger.exception("the executor failed; it goes on")
@@ -135,18 +140,25 @@ class Executor:
 
     def _stop(self, stops: Sequence[Stop]) -> None:
         for stop in stops:
-            app = app_name(stop.replica)
-            self._leaving[stop.replica] = Leaving(app, stop.clean)
+            leaving = Leaving(app_name(stop.replica), stop.clean)
+            self._leaving[stop.replica] = leaving
             self._look_pause_s = FIRST_LOOK_S
-            _patiently(lambda app=app: serve.delete(app, _blocking=False))
+            self._delete(leaving)
+
+    def _delete(self, leaving: Leaving) -> None:
+        leaving.deleted_s = time.monotonic()
+        try:
+            _patiently(lambda: serve.delete(leaving.app, _blocking=False))
+        except Exception:
+            logger.exception("Serve did not delete %s; it will be asked again", leaving.app)
 
     def _start(self, starts: Sequence[Start]) -> None:
         if not starts:
             return
-        for start in starts:
-            model, _, serial = start.launch.replica.rpartition("#")
-            self._store.write_serial(model, int(serial))
         try:
+            for start in starts:
+                model, _, serial = start.launch.replica.rpartition("#")
+                self._store.write_serial(model, int(serial))
             targets = [_target(start) for start in starts]
             _patiently(
                 lambda: serve.run_many(
@@ -164,6 +176,8 @@ class Executor:
         groups = held_groups()
         apps: frozenset[ReplicaId] | None = None
         for replica, leaving in list(self._leaving.items()):
+            if time.monotonic() > leaving.deleted_s + DELETE_AGAIN_S:
+                self._delete(leaving)
             if held := groups.get(replica):
                 self._force(replica, leaving, [group.id for group in held])
                 continue
@@ -185,7 +199,7 @@ class Executor:
             return
         leaving.forced = True
         for group in groups:
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+            remove_group(group)
 
 
 def listed_replicas() -> frozenset[ReplicaId]:

@@ -51,8 +51,8 @@ class Checker:
 
     def _add_node(self, node: Node) -> None:
         for device in node.devices:
-            if device.id not in self._devices:
-                self._devices[device.id] = DeviceBook(device.capacity_bytes)
+            book = self._devices.setdefault(device.id, DeviceBook(device.capacity_bytes))
+            book.capacity_bytes = device.capacity_bytes  # a node may come back with another
             self._homes[device.id] = node.name
         if node.device_is_host_memory:
             self._host_device[node.name] = node.devices[0].id

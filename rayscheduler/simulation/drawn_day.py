@@ -30,7 +30,7 @@ def _popular(rng: Random, models: Sequence[Model]) -> Model:
     return rng.choices(models, [1 / (i + 1) for i in range(len(models))])[0]
 
 
-def draw_requests(rng: Random, models: Sequence[Model], count: int, heal_ms: int) -> list[sc.At]:
+def draw_requests(rng: Random, models: Sequence[Model], count: int, heal_ms: int, taste: Taste) -> list[sc.At]:
     """Some models are asked for more than others; a third of the requests come in bursts."""
     events: list[sc.At] = []
     at_ms = 0
@@ -38,7 +38,7 @@ def draw_requests(rng: Random, models: Sequence[Model], count: int, heal_ms: int
         if rng.random() < 0.7:
             at_ms = rng.randrange(heal_ms)
         model = _popular(rng, models)
-        duration_ms = rng.choice((50, 500, 500, 3_000, 12_000, None))
+        duration_ms = rng.choice(taste.durations_ms)
         request = draw_request(rng, number, model, duration_ms)
         if rng.random() < 0.02:
             request = replace(request, model=ModelName("nobody-knows-it"))
@@ -71,10 +71,12 @@ def draw_verbs(
         verbs.append(sc.Remove)
     for verb in verbs:
         asked_ms, name = max(rng.choices(asked, k=2), key=lambda pair: ranks[pair[1]])
-        if rng.random() < 0.6:
-            events.append(sc.At(asked_ms + rng.choice((0, 500, 3_000)), verb(name)))
-        else:
-            events.append(sc.At(rng.randrange(heal_ms), verb(_popular(rng, models).name)))
+        at_ms = asked_ms + rng.choice((0, 500, 1_500))
+        if rng.random() < 0.4:
+            at_ms, name = rng.randrange(heal_ms), _popular(rng, models).name
+        events.append(sc.At(at_ms, verb(name)))
+        if verb is sc.Pin and rng.random() < 0.7:
+            events.append(sc.At(at_ms + rng.choice((2_000, 10_000)), sc.Unpin(name)))
     return [event for event in events if event.at_ms <= heal_ms]
 
 

@@ -70,7 +70,7 @@ def draw_settings(rng: Random, models: Sequence[Model], taste: Taste) -> Setting
         strategy=rng.choice(list(Strategy)),
         stale_after_ms=rng.choice((0, 0, 2_000, 15_000)),
         patience_ms=rng.choice(taste.patience_ms),
-        queue_limit=rng.choice((1_000, 1_000, 1_000, 3, 10)),
+        queue_limit=rng.choice(taste.queue_limit),
         cpu_models_on_gpu_nodes=rng.random() < 0.8,
         groups=tuple(groups),
     )
@@ -104,14 +104,14 @@ def _model(rng: Random, name: ModelName, nodes: Sequence[Node], taste: Taste) ->
         concurrency=rng.choice((1, 1, 2, 4)),
         replicas_max=rng.choice((1, 1, 1, 2, 3)),
         priority=rng.choice((0, 0, 0, 5)),
-        load_ms=rng.choice((0, 100, 1_000, 4_000, 15_000)),
+        load_ms=rng.choice(taste.load_ms),
     )
     peculiar = rng.random() * 0.4 / taste.peculiar if taste.peculiar else 1.0
     if peculiar < 0.08:
         model = replace(model, replicas_min=1)
     elif peculiar < 0.16:
         model = replace(model, preload=True)
-    elif peculiar < 0.28:
+    elif peculiar < 0.28 and sum(len(node.devices) for node in nodes) > 1:
         node = rng.choice(nodes)
         pinned_devices = (rng.choice(node.devices).id,) if rng.random() < 0.7 else ()
         model = replace(model, pinned=True, pin=Pin(node.name, pinned_devices) if rng.random() < 0.7 else None)

@@ -24,6 +24,9 @@ def check_obligations(book: Book, this: Pass, snapshot: Snapshot) -> None:
         raise Violation("stops said", f"{replica}: {', '.join(sorted(reasons))}, and no stop is said")
     for name in this.must_reject:
         demand(name not in book.waiting, "answered once", f"{name} has ended, and still waits")
+    for each in snapshot.replicas:
+        left = each.model in this.unloaded and each.state != "STOPPING" and len(this.events) == 1
+        demand(not left, "unloaded", f"{each.id} is {each.state}, and {each.model} was unloaded")
     if this.failed_loads:
         coming = {r.model for r in snapshot.replicas if r.state in ("PENDING", "STARTING", "RUNNING")}
         for request in book.waiting.values():

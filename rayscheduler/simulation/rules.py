@@ -40,10 +40,12 @@ class Pass:
     draining: frozenset[ReplicaId] = frozenset()
     draining_after: frozenset[ReplicaId] = frozenset()
     pending: dict[ReplicaId, ReplicaSnapshot] = field(default_factory=dict)
+    promised: frozenset[DeviceId] = frozenset()  # where a replica was pending before: it may be given up in this pass
     impatient_ms: int = -1
     obliged: dict[ReplicaId, set[StopReason]] = field(default_factory=dict)
     must_reject: set[RequestId] = field(default_factory=set)
     cancelled: set[RequestId] = field(default_factory=set)
+    unloaded: set[ModelName] = field(default_factory=set)
     failed_loads: set[ModelName] = field(default_factory=set)
     arrived: dict[RequestId, set[RequestId]] = field(default_factory=dict)  # -> who waited already
     lease_ended: set[ReplicaId] = field(default_factory=set)
@@ -224,7 +226,7 @@ def _check_pressed(book: Book, this: Pass, replica: SeenReplica) -> None:
     movable = replica.running and not (seen and seen.model.pinned) and replica.id not in this.draining
     demand(movable, "memory pressure", f"{replica.id} is pinned, not running or draining, and stopped for memory")
     pending = {device for other in this.pending.values() for device in other.placement.devices}
-    if pending & set(replica.placement.devices):
+    if (pending | this.promised).intersection(replica.placement.devices):
         return
     short = [device for device in book.devices_of(replica) if excess_bytes(book, device) > 0]
     demand(bool(short), "memory pressure", f"{replica.id} is stopped for memory where nothing is short")

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from rayscheduler.core import events as ev
 from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
-from rayscheduler.core.types import ModelName, ReplicaId, RequestId, Settings, Snapshot, StopReason
+from rayscheduler.core.types import DeviceId, ModelName, ReplicaId, RequestId, Settings, Snapshot, StopReason
 from rayscheduler.simulation import passes
 from rayscheduler.simulation.book import Book
 from rayscheduler.simulation.rules import Pass, check_grant, check_reject, check_start, check_stop
@@ -30,6 +30,7 @@ class Watch:
         self._answered: set[RequestId] = set()
         self._pass = Pass()
         self._draining: frozenset[ReplicaId] = frozenset()
+        self._promised: frozenset[DeviceId] = frozenset()
         self._impatient_ms = -1  # the latest instant at which somebody was past patience
         self._owed: dict[ReplicaId, set[StopReason]] = {}
 
@@ -37,6 +38,7 @@ class Watch:
 
     def told(self, events: Sequence[ev.Event], now_ms: int) -> None:
         self._pass = Pass(now_ms, events, draining=self._draining, impatient_ms=self._impatient_ms)
+        self._pass.promised = self._promised
         self._pass.obliged, self._owed = self._owed, {}
         for event in events:
             self._tell(event, now_ms)
@@ -133,6 +135,7 @@ class Watch:
 
     def _unload(self, name: ModelName, reason: StopReason) -> None:
         self.book.silenced.add(name)
+        self._pass.unloaded.add(name)
         self.book.wanted.pop(name, None)
         for replica in self.book.of_model(name):
             if not replica.stop_sent:
@@ -199,6 +202,7 @@ class Watch:
         passes.check_best_place(book, this, [d for d in decisions if isinstance(d, StartReplica)])
         passes.check_idle_hands(book, this, snapshot)
         self._draining = this.draining_after
+        self._promised = frozenset(device for r in this.pending.values() for device in r.placement.devices)
 
     def _answer(self, request: RequestId) -> None:
         demand(request not in self._answered, "answered once", f"{request} is answered twice")
@@ -231,7 +235,7 @@ class Watch:
         old, self.book = self.book, Book(self.book.settings)
         book = self.book
         book.ids_used, book.shutting_down = old.ids_used, False
-        self._draining, self._impatient_ms = frozenset(), -1
+        self._draining, self._promised, self._impatient_ms = frozenset(), frozenset(), -1
         self._pass = Pass(now_ms, found)
         for event in found:
             if isinstance(event, ev.ReplicaFound):

@@ -42,12 +42,12 @@ def _mixed(seed: int, rng: Random, taste: Taste) -> Story:
     settings = draw_settings(rng, models, taste)
     heal_ms = rng.choice((40_000, 80_000, 150_000))
     unload_ms = {model.name: rng.choice(taste.unload_ms) for model in models}
-    requests = draw_requests(rng, models, rng.randint(20, 130), heal_ms)
+    requests = draw_requests(rng, models, rng.randint(20, 130), heal_ms, taste)
     operated = draw_verbs(rng, requests, models, heal_ms, taste)
     changed = draw_changes(rng, models, nodes, heal_ms, taste)
     events = sorted([*requests, *operated, *changed, *draw_cancels(rng, requests, taste)], key=lambda at: at.at_ms)
     back = [draw_redeploy(rng, at.at_ms, models, at.what.model) for at in operated if isinstance(at.what, sc.Remove)]
-    if rng.random() < 0.1:
+    if seed % 8 == 5:
         events = sorted([*events, sc.At(heal_ms * 3 // 4, sc.Shutdown())], key=lambda at: at.at_ms)
     faults = [FaultAt(rng.randrange(heal_ms), draw_fault(rng, models)) for _ in range(rng.choice(taste.struck))]
     faults.extend(back)

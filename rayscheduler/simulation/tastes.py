@@ -31,6 +31,9 @@ class Taste:
     operated: tuple[int, ...] = (0, 2, 5)
     changed: tuple[int, ...] = (0, 0, 1, 3)
     struck: tuple[int, ...] = (0, 4, 10, 18)
+    queue_limit: tuple[int, ...] = (1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 3, 10)
+    durations_ms: tuple[int | None, ...] = (50, 500, 500, 3_000, 12_000, None)  # None: until its client says so
+    load_ms: tuple[int, ...] = (0, 100, 1_000, 4_000, 15_000)
     unload_ms: tuple[int, ...] = (0, 0, 200, 2_000, 5_000)
 
 
@@ -55,6 +58,7 @@ TASTES = (
         operated=(0,),
         changed=(0,),
         struck=(0, 2),
+        load_ms=(100, 300, 1_000, 2_000),
     ),
     Taste(  # operators who cannot leave it alone
         nodes=(1,),
@@ -66,8 +70,12 @@ TASTES = (
         operated=(20, 30),
         changed=(0, 2),
         struck=(0, 6),
-        unload_ms=(5_000,),
+        load_ms=(100, 1_000),
+        unload_ms=(8_000,),
+        queue_limit=(1_000,),
+        durations_ms=(50, 500, 2_000),
     ),
+    Taste(nodes=(1,), devices=(2, 4), shares=TIGHT, kinds=("",), peculiar=0.9, operated=(2, 5)),  # pins and minima
     Taste(nodes=(1, 2), shares=TIGHT, changed=(4, 8)),  # nodes flap, other programs come and go
     Taste(nodes=(1,), shares=TIGHT, kinds=("",), operated=(2,), struck=(25,)),  # a bad day
 )

@@ -1,7 +1,8 @@
 """The world in which a scenario happens: it executes decisions in virtual time and tells what came of them.
 
 Rules of this file: the clock is a heap. At one instant, all completions that are due are told in one
-batch, then each of the file's events alone, then the scheduler is woken if it asked for that. Nothing
+batch (there may be none: patience has a pass, too), then each of the file's events alone, then the
+scheduler is woken if it asked for that. Nothing
 here decides anything, and nothing reads a real clock.
 """
 
@@ -28,6 +29,7 @@ class World:
         self.now_ms = 0
         self._due: list[tuple[int, int, ev.Event]] = []
         self._count = 0
+        self._passed_ms = -1  # the last instant that had a pass before its events
         self._models = {model.name: model for model in scenario.models}
         self._durations: dict[RequestId, int] = {}
         self._failing: set[ModelName] = set()  # whose next load fails
@@ -65,6 +67,10 @@ class World:
             self.now_ms = max(self.now_ms, min(times))
             if due_ms is not None and due_ms <= self.now_ms:
                 decisions = self.scheduler.handle_batch(self._completions(), self.now_ms)
+            elif scripted_ms is not None and woken_ms is not None and self._passed_ms < woken_ms <= scripted_ms:
+                # What holds from this instant on (patience, staleness) is planned for before its events are told.
+                self._passed_ms = self.now_ms
+                decisions = self.scheduler.handle_batch((), self.now_ms)
             elif scripted_ms is not None and scripted_ms <= self.now_ms:
                 told(self.now_ms, script[position].what)
                 decisions = self._tell(script[position].what)

@@ -150,7 +150,7 @@ class LoopbackNode:
             f"export PATH={self.bin}:{venv_bin}:$PATH\n"
             f"export RAY_TMPDIR={self.folder} RAY_USAGE_STATS_ENABLED=0\n"
             # A worker that has lost its head gives up after a minute; here, sooner.
-            "export RAY_gcs_rpc_server_reconnect_timeout_s=5\n"
+            "export RAY_gcs_rpc_server_reconnect_timeout_s=15\n"
             + "".join(f"export {name}={value}\n" for name, value in self._haproxy_environment().items())
         )
         self._script("ray", RAY_OF_THIS_NODE.format(python=sys.executable, mark=MARK))

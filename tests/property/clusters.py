@@ -59,7 +59,7 @@ def _found(dice: Dice, nodes: tuple[Node, ...], models: tuple[Model, ...]) -> It
     free = {d.id: d.capacity_bytes - d.headroom_bytes for node in nodes for d in node.devices}
     for model in models:
         size = model.requirement.bytes_by_count.get(1)
-        if not dice.one_in(3) or size is None or model.requirement != Requirement(model.requirement.bytes_by_count):
+        if not dice.one_in(3) or size is None or not _is_plain(model.requirement):
             continue
         device = dice.pick(sorted(free))
         if size <= free[device]:
@@ -68,6 +68,10 @@ def _found(dice: Dice, nodes: tuple[Node, ...], models: tuple[Model, ...]) -> It
             running = not dice.one_in(4)
             leases = {RequestId(f"q{model.name}"): NOBODY} if running and dice.one_in(3) else {}
             yield ReplicaFound(ReplicaId(f"{model.name}#7"), model.name, place, running, leases, dice.pick([0, 3000]))
+
+
+def _is_plain(want: Requirement) -> bool:
+    return want == Requirement(want.bytes_by_count, across_nodes=want.across_nodes)
 
 
 def _settings(dice: Dice, policy: PolicyName) -> Settings:
@@ -91,7 +95,7 @@ def _node(dice: Dice, number: int) -> Node:
     if number > 1 and dice.one_in(5):
         lent = (Device(DeviceId(f"{name}/0"), 10),)
         return Node(name, Backend.CPU, lent, memory_bytes=10, device_is_host_memory=True)
-    sizes = [dice.pick([8, 8, 10, 12]) for _ in range(dice.pick([2, 2, 3] if number == 1 else [1, 2]))]
+    sizes = [dice.pick([8, 8, 10, 12]) for _ in range(dice.pick([2, 2, 3] if number == 1 else [1, 1, 2]))]
     headroom, kind = dice.pick([0, 0, 0, 1]), dice.pick(["A", "A", "B", ""])
     return Node(
         name,
@@ -127,12 +131,12 @@ def _model(dice: Dice, name: ModelName) -> Model:
 def _requirement(dice: Dice) -> Requirement:
     counts = dice.pick([(1,), (1,), (1,), (1,), (1, 2), (1, 2), (1, 2), (2,), (0,)])
     total = 3 + dice.throw(6) if 2 not in counts else 5 + dice.throw(10)
-    plain = Requirement({count: -(-total // max(1, count)) for count in counts})
+    across = 2 in counts and dice.one_in(2)
+    plain = Requirement({count: -(-total // max(1, count)) for count in counts}, across_nodes=across)
     if not dice.one_in(4):
         return plain
     return replace(
         plain,
-        across_nodes=2 in counts and dice.one_in(2),
         exclusive=0 not in counts and dice.one_in(5),
         backend=Backend.NVIDIA if dice.one_in(5) else None,
         types=dice.pick([(), (), ("A",), ("B", "A")]),

@@ -14,14 +14,14 @@ from typing import TypeVar
 from rayscheduler.core import events as ev
 from rayscheduler.core.decisions import Decision
 from rayscheduler.core.scheduler import Scheduler
-from rayscheduler.core.types import HolderId, ModelName, RequestId
+from rayscheduler.core.types import HolderId, ModelName, ReplicaId, RequestId
 from tests.property.books import Books
 from tests.property.clusters import Cluster
 from tests.property.dice import Dice
 
 T = TypeVar("T")
 
-DAILY = ["request"] * 8 + ["settle"] * 3 + ["started"] * 3 + ["stopped"] * 3 + ["end"] * 5 + ["wait", "wake"]
+DAILY = ["request"] * 8 + ["settle"] * 3 + ["started"] * 3 + ["stopped"] * 3 + ["end"] * 5 + ["wait"] * 4 + ["wake"]
 RARE = ["cancel", "cancel", "fails", "crash", "load", "load", "unload", "pin", "observe", "holder", "again"]
 MISHAPS = ["nobody", "node", "device", "remove", "deploy", "batch", "batch"]
 PAUSES_MS = (1, 400, 1000, 2500, 6000)
@@ -50,6 +50,7 @@ class Traffic:
         self.told: list[Told] = []
         self._judge = judge
         self._asked = 0
+        self._drained: dict[ReplicaId, set[RequestId]] = {}  # whom the draining replicas still serve
         self._held_back: list[ev.Event] | None = None  # events of a batch that is being collected
         self.send(*map(ev.ModelDeployed, cluster.models), *map(ev.NodeJoined, cluster.nodes), *cluster.found)
 
@@ -68,10 +69,16 @@ class Traffic:
         assert {r.id for r in seen.replicas if r.state != "PENDING"} == set(self.books.held)
         assert {w.request for w in seen.waiting} == set(self.books.waiting())
         for replica in seen.replicas:
-            if replica.state != "PENDING":
+            if replica.state == "PENDING":
+                assert replica.waits_for, f"{replica.id} waits for nothing"
+                assert set(replica.waits_for) <= set(self.books.held), f"{replica.id} waits for what is gone"
+            else:
                 held = self.books.held[replica.id]
                 assert replica.leases == len(held.leases), replica.id
                 assert (held.phase == "stopping") == (replica.state == "STOPPING"), replica.id
+                assert held.leases <= self._drained.get(replica.id, held.leases), f"{replica.id} is being drained"
+        draining = [r.id for r in seen.replicas if r.state == "DRAINING"]
+        self._drained = {name: set(self.books.held[name].leases) for name in draining}
 
     # -- steps ------------------------------------------------------------------------------------
 

@@ -10,9 +10,11 @@ import pytest
 
 from rayscheduler.simulation.seeds import story_of
 from rayscheduler.simulation.shrink import failure_of
-from tests.simulation.mistakes import MISTAKES
+from tests.simulation import mistakes_of_memory, mistakes_of_service
+from tests.simulation.planting import MISTAKES
 
 SEEDS = 50
+MISTAKES_AT_LEAST = 40
 
 
 @pytest.mark.parametrize("name", sorted(MISTAKES))
@@ -20,3 +22,10 @@ def test_a_planted_mistake_is_caught(name: str, monkeypatch: pytest.MonkeyPatch)
     MISTAKES[name](monkeypatch)
     caught = next((seed for seed in range(SEEDS) if failure_of(story_of(seed)) is not None), None)
     assert caught is not None, f"{name}: none of {SEEDS} seeds fails"
+
+
+def test_there_are_mistakes_of_both_kinds() -> None:
+    """Importing a module of mistakes is what registers them; one that is not imported would test nothing."""
+    homes = {plant.__module__ for plant in MISTAKES.values()}
+    assert homes == {mistakes_of_memory.__name__, mistakes_of_service.__name__}
+    assert len(MISTAKES) >= MISTAKES_AT_LEAST
