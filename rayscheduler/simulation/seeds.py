@@ -92,7 +92,8 @@ def _stream(seed: int, rng: Random) -> Story:
         sc.At(rng.randrange(heal_ms), sc.Request(RequestId(f"other-{i}"), rng.choice(models[1:]).name, duration_ms))
         for i in range(4)
     ]
-    bound_ms = settings.stale_after_ms + (settings.patience_ms or 0) + 5 * (3_000 + 1_000 + 2_000)
+    # Each of the others may need a swap of its own, and the stream one back: drain, unload, load, and twice.
+    bound_ms = settings.stale_after_ms + (settings.patience_ms or 0) + 5 * 2 * (2_000 + 1_000 + 3_000)
     every_ms = duration_ms * 3 // 4
     stream = [
         sc.At(at_ms, sc.Request(RequestId(f"r{i}"), models[0].name, duration_ms))
