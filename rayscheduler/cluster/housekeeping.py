@@ -45,25 +45,36 @@ class Housekeeping:
         self._executor = executor
 
     async def look_around(self) -> None:
-        """From the first moment on, for ever."""
+        """From the first moment on, for ever. A round that fails (Ray is busy, or restarts) is not the last."""
         while True:
-            nodes = await asyncio.to_thread(ray.nodes)
-            self._mailbox.put_all(self._membership.observe(nodes, time.monotonic()))
-            await self._agents.drop(node_id for node_id in self._agents.node_ids() if not self._lives(node_id))
-            await self._agents.make(self._membership.without_agent(self._agents.node_ids()))
-            self._leases.drop_silent()
-            for replica, problem in (await self._start_problems()).items():
-                self._roster.start_failed(replica, problem)
-            for replica in self._roster.hung():
-                await self._end_hung(replica)
+            try:
+                await self._look()
+            except Exception:
+                logger.exception("a round of housekeeping failed")
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look(self) -> None:
+        self._leases.drop_silent()
+        nodes = await asyncio.to_thread(ray.nodes)
+        self._mailbox.put_all(self._membership.observe(nodes, time.monotonic()))
+        await self._agents.drop(node_id for node_id in self._agents.node_ids() if not self._lives(node_id))
+        await self._agents.make(self._membership.without_agent(self._agents.node_ids()))
+        for replica, problem in (await self._start_problems()).items():
+            self._roster.start_failed(replica, problem)
+        for replica in self._roster.hung():
+            await self._end_hung(replica)
 
     async def mend_strays(self) -> None:
         """Once it is known what runs, for ever: delete what Ray holds for two rounds for nobody that we know."""
         strays: set[ReplicaId] = set()
         while True:
             await asyncio.sleep(STRAYS_EVERY_S)
-            before, strays = strays, set(await asyncio.to_thread(held_groups)) - self._roster.records.keys()
+            try:
+                held = await asyncio.to_thread(held_groups)
+            except Exception:
+                logger.exception("Ray does not say what it holds")
+                continue
+            before, strays = strays, set(held) - self._roster.records.keys()
             for replica in sorted(before & strays):
                 logger.warning("Ray holds something for %s, which nobody knows: it is deleted", replica)
                 self._executor.order([Stop(replica, clean=False), EngineEnded(replica)])

@@ -6,8 +6,12 @@ authentication in only if it was told to use the token, also where one lies in i
 
 from __future__ import annotations
 
+import logging
 import os
+import queue
 import socket
+import threading
+from collections.abc import Callable
 
 import ray
 
@@ -16,6 +20,7 @@ from rayscheduler.errors import AllocatorUnavailable, VersionMismatch
 
 AUTH_MODE_ENV = "RAY_AUTH_MODE"
 REACHED_WITHIN_S = 5.0
+JOINED_WITHIN_S = 20.0
 
 
 def join(address: str) -> None:
@@ -28,7 +33,7 @@ def join(address: str) -> None:
     _require_listener(address)
     use_token()
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
+        _bounded(lambda: ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning"))
     except RuntimeError as problem:
         if "ersion mismatch" in str(problem):
             raise VersionMismatch(
@@ -39,6 +44,27 @@ def join(address: str) -> None:
         raise AllocatorUnavailable(
             f"No Ray cluster answers at {address}; start the service with `rayscheduler up`. ({problem})"
         ) from problem
+
+
+def _bounded(connect: Callable[[], object]) -> None:
+    """Ray waits for ever where something listens that is no Ray head, or one that is dying."""
+    outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # signals are not this thread's to handle
+        try:
+            connect()
+            outcome.put(None)
+        except BaseException as problem:
+            outcome.put(problem)
+
+    threading.Thread(target=run, name="join", daemon=True).start()
+    try:
+        problem = outcome.get(timeout=JOINED_WITHIN_S)
+    except queue.Empty:
+        raise TimeoutError(f"not within {JOINED_WITHIN_S:g} s: is that the address of a Ray head?") from None
+    if problem is not None:
+        raise problem
 
 
 def _require_listener(address: str) -> None:

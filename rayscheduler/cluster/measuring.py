@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import psutil
 
@@ -29,9 +30,10 @@ class Measuring:
     def __init__(self, resources: Mapping[str, float]) -> None:
         self._resources = resources
         self._supervisors: dict[int, int] = {}  # engine's pid -> its supervisor's
+        self._index_of: dict[str, int] = {}  # UUID -> index at the first look: when one falls off, others move up
 
     def take(self, watched: Sequence[Watched]) -> AgentReport:
-        here = {gpu.index: gpu for gpu in gpus()}
+        here = self._gpus()
         inventory = read_inventory(self._resources, list(here.values()))
         available = available_memory_bytes()
         pids = self._pids(watched)
@@ -47,6 +49,13 @@ class Measuring:
             return AgentReport(inventory, readings, measured)
         readings = tuple(_gpu_reading(device, here[device.index], pids, watched) for device in inventory.devices)
         return AgentReport(inventory, readings, _held_on_gpus(here, pids))
+
+    def _gpus(self) -> dict[int, Gpu]:
+        found = gpus()
+        if not self._index_of:
+            self._index_of = {gpu.uuid: gpu.index for gpu in found}
+        known = (replace(gpu, index=self._index_of[gpu.uuid]) for gpu in found if gpu.uuid in self._index_of)
+        return {gpu.index: gpu for gpu in known}
 
     def _pids(self, watched: Sequence[Watched]) -> dict[ReplicaId, list[int]]:
         """The processes of each replica's engine: all that its supervisor has below it."""

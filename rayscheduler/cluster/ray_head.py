@@ -135,13 +135,12 @@ def _launch(options: Sequence[str], ray_port: int, web_port: int, with_haproxy: 
 
 def stop_head(head: Head) -> None:
     """End it with everything of its session; returns when all is gone. One that is gone already is no error."""
-    if not head.alive:
-        return
-    ours = list(_session(head.pid))
-    with suppress(ProcessLookupError):
-        os.kill(head.pid, signal.SIGTERM)
-    _, left = psutil.wait_procs(ours, timeout=TERM_WITHIN_S)
-    _end_session(head.pid, left)
+    if head.alive or not psutil.pid_exists(head.pid):  # a later process of its number is not ours
+        ours = list(_session(head.pid))
+        if head.alive:
+            os.kill(head.pid, signal.SIGTERM)
+            _, ours = psutil.wait_procs(ours, timeout=TERM_WITHIN_S)
+        _end_session(head.pid, ours)
     if (child := _children.pop(head.pid, None)) is not None:
         child.wait()
     if head.scratch:
@@ -181,6 +180,8 @@ def _head_environment(scratch: str) -> dict[str, str]:
         # goes refuses connections, and HAProxy then asks another one.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # On a busy machine the front door needs more than the five seconds after which Serve kills it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         **import_ahead_environment(),
     }
     if scratch:

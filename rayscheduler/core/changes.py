@@ -175,7 +175,7 @@ class Changes:
             if replica.origin is Origin.REQUEST:
                 replica.origin = Origin.LOAD
                 self._fleet.take_up(replica)
-        if not serving and record.wanted is None:
+        if record.wanted is None and all(replica.state is State.PENDING for replica in serving):
             record.wanted = self._requests.next_order(record.model.priority)
             record.wanted_since_ms = now_ms
             self._requests.wanting[name] = record

@@ -14,7 +14,7 @@ from rayscheduler.core.fit import Needs, shortage
 from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.ledger import Ledger, NodeAccount
 from rayscheduler.core.lifecycle import State
-from rayscheduler.core.loading import GIB, Loader
+from rayscheduler.core.loading import Loader
 from rayscheduler.core.planner import Leaving, Planner, share_of
 from rayscheduler.core.records import ModelRecord
 from rayscheduler.core.types import (
@@ -27,6 +27,7 @@ from rayscheduler.core.types import (
     ReplicaId,
     Word,
 )
+from rayscheduler.core.words import share, sized
 
 BEFORE_CPUS = (RefusalReason.BACKEND, RefusalReason.TYPE, RefusalReason.LABELS, RefusalReason.CPUS)
 
@@ -124,7 +125,7 @@ def never_fits_message(record: ModelRecord, ledger: Ledger, planner: Planner) ->
     """What happened, the numbers, what to do, for a model that this cluster can never hold."""
     want = record.model.requirement
     parts = [
-        f"{count} x {size / GIB:.1f} GiB" if count else f"{size / GIB:.1f} GiB of host memory"
+        f"{count} x {sized(size)}" if count else f"{sized(size)} of host memory"
         for count, size in sorted(want.bytes_by_count.items())
     ]
     reasons: Counter[str] = Counter()
@@ -136,7 +137,7 @@ def never_fits_message(record: ModelRecord, ledger: Ledger, planner: Planner) ->
         for device in account.node.devices:
             largest = max(largest, (device.capacity_bytes, device.id))
     told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "no nodes"
-    has = f"; the largest device, {largest[1]}, has {largest[0] / GIB:.1f} GiB" if largest[1] else ""
+    has = f"; the largest device, {largest[1]}, has {sized(largest[0])}" if largest[1] else ""
     return (
         f"{record.name} needs {' or '.join(parts)} and fits no node even when everything unpinned is gone "
         f"(refused by: {told}){has}. Add a node that can hold it, or unpin a model"
@@ -159,8 +160,8 @@ def _waits_for(record: ModelRecord, fleet: Fleet, loader: Loader, refusals: Sequ
         best = min(short, key=lambda r: ((r.needed_bytes or 0) - (r.free_bytes or 0), r.node))
         needed, free = best.needed_bytes or 0, best.free_bytes or 0
         return (
-            f"{record.name} waits for memory: the best node, {best.node}, has {free / GIB:.1f} "
-            f"of {needed / GIB:.1f} GiB free, and nothing there may be evicted"
+            f"{record.name} waits for memory: the best node, {best.node}, has "
+            f"{share(free, needed)} free, and nothing there may be evicted"
         )
     return f"{record.name} waits for room that nothing may be evicted for"
 
@@ -221,7 +222,7 @@ def _counted(reason: str, count: int, nearest: tuple[int, str, int] | None) -> s
     if reason != "short of memory" or nearest is None:
         return f"{count} {reason}"
     missing, device, needed = nearest
-    return f"{count} {reason} (best {device}, {missing / GIB:.1f} of {needed / GIB:.1f} GiB missing)"
+    return f"{count} {reason} (best {device}, {share(missing, needed)} missing)"
 
 
 def _going(fleet: Fleet, device: DeviceId) -> int:
@@ -241,4 +242,4 @@ def _eviction_words(record: ModelRecord, fleet: Fleet, loader: Loader, now_ms: i
         return ""
     freed = sum(sum(fleet.replicas[name].placement.device_bytes) for name in plan.evictions)
     how = "draining" if plan.drained else "evicting"
-    return f"; {how} {', '.join(plan.evictions)} would free {freed / GIB:.1f} GiB"
+    return f"; {how} {', '.join(plan.evictions)} would free {sized(freed)}"

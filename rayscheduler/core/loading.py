@@ -26,8 +26,7 @@ from rayscheduler.core.types import (
     Settings,
 )
 from rayscheduler.core.victims import Candidate
-
-GIB = 1 << 30
+from rayscheduler.core.words import sized
 
 # When a model's next load has its turn: the place in the queue, a tie-break, the model, past patience or not.
 Turn = tuple[tuple[int, int], int, ModelName, ModelRecord, bool]
@@ -236,7 +235,7 @@ class Loader:
         where = ", ".join(place.devices) or ", ".join(place.nodes)
         size = place.device_bytes[0] if place.device_bytes else place.host_bytes
         each = " each" if len(place.devices) > 1 else ""
-        text = f"{model.name} goes to {where} ({size / GIB:.1f} GiB{each})"
+        text = f"{model.name} goes to {where} ({sized(size)}{each})"
         if plan.evictions:
             text += ", evicting " + ", ".join(self._victim_words(name, now_ms) for name in plan.evictions)
         return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psutil
 import pytest
 from hypothesis import given
@@ -239,8 +241,10 @@ def test_a_gpu_that_disappears_is_lost_once(two_gpus: list[Gpu]) -> None:
     nodes.observe([listed("n1", **lent)], 0)
     (joined,) = nodes.reported("n1", measures.take([]), 0)
     assert isinstance(joined, NodeJoined)
-    del two_gpus[1]
-    assert nodes.reported("n1", measures.take([]), 1) == [DeviceLost(DeviceId("one/1"))]
+    gone = two_gpus.pop(0)
+    two_gpus[0] = replace(two_gpus[0], index=gone.index)  # the driver counts from 0 again
+    assert nodes.reported("n1", measures.take([]), 1) == [DeviceLost(DeviceId("one/0"))]
+    assert list(nodes.nodes["n1"].readings) == [1]
     assert nodes.reported("n1", measures.take([]), 2) == []
 
 
