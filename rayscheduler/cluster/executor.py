@@ -3,7 +3,7 @@
     start:  one `serve.run_many` for all that is to be started at once; does not wait for them
     stop:   `serve.delete` without waiting; once the engine is gone, its placement group is removed. Then
             look, from every 10 ms up, until Ray holds none for it; where a runner may have been restarted
-            in place, until Serve has forgotten it, too.
+            in place, until Serve has forgotten it, too, or surely does nothing for it any more.
 
 Rules of this file: Serve's calls block, so all of this happens in one thread of its own, in the order of the
 orders. It remembers only what is still leaving. What it finds out it tells by `Heard`, on that thread.
@@ -33,6 +33,7 @@ from rayscheduler.core.types import ReplicaId
 
 FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.010, 0.250
 FORCE_AFTER_S = 1.5  # for Serve to end a runner that it may just be restarting; it needs a fifth of that
+SETTLED_AFTER_S = 3.0  # thirty rounds of Serve's control loop
 DELETE_AGAIN_S = 10.0  # a Serve controller that was restarting may have lost it
 TRIES_S = 15.0  # for as long Serve's controller may be restarting
 
@@ -80,7 +81,13 @@ class Leaving:
     app: str
     clean: bool
     forced: bool = False
-    deleted_s: float = 0.0
+    deleted_s: float = 0.0  # when Serve was last asked
+    accepted_s: float | None = None  # when it first agreed
+
+    @property
+    def settled(self) -> bool:
+        """Serve starts nothing for it any more, though it may remember it for long (on a node that is lost)."""
+        return self.accepted_s is not None and time.monotonic() > self.accepted_s + SETTLED_AFTER_S
 
 
 class Executor:
@@ -149,6 +156,7 @@ class Executor:
         leaving.deleted_s = time.monotonic()
         try:
             _patiently(lambda: serve.delete(leaving.app, _blocking=False))
+            leaving.accepted_s = leaving.accepted_s or time.monotonic()
         except Exception:
             logger.exception("Serve did not delete %s; it will be asked again", leaving.app)
 
@@ -181,7 +189,7 @@ class Executor:
             if held := groups.get(replica):
                 self._force(replica, leaving, [group.id for group in held])
                 continue
-            if not leaving.clean:
+            if not leaving.clean and not leaving.settled:
                 apps = listed_replicas() if apps is None else apps
                 if replica in apps:
                     continue
@@ -228,7 +236,7 @@ def _target(start: Start) -> serve.RunTarget:
         health_check_period_s=10,
         health_check_timeout_s=60,
         graceful_shutdown_wait_loop_s=0.01,
-        graceful_shutdown_timeout_s=launch.stop_grace_s + 20,
+        graceful_shutdown_timeout_s=launch.stop_grace_s + 5,
         ray_actor_options={"num_cpus": 0},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         **serve_options(start.bundles),

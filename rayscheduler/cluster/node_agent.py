@@ -37,6 +37,7 @@ class NodeAgent:
         self, node_id: str, raylet_address: str, resources: Mapping[str, float]
     ) -> None:
         self._node_id = node_id
+        self._raylet_pid = os.getppid()
         self._raylet_address = raylet_address
         self._line = AllocatorLine()
         self._measuring = Measuring(resources)
@@ -117,7 +118,8 @@ class NodeAgent:
 
     async def _died(self, key: tuple[ReplicaId, str]) -> None:
         await asyncio.to_thread(sweep_orphans)
-        await self._line.ask("runner_died", *key)
+        if os.getppid() == self._raylet_pid:  # else the node dies, which is for Ray to say
+            await self._line.ask("runner_died", *key)
 
     def _spawn(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]

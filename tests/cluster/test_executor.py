@@ -129,6 +129,15 @@ def test_a_group_whose_engine_may_live_is_left_alone(fake: FakeRay, executor: Ex
     assert ("remove", (A,)) not in fake.calls
 
 
+def test_what_serve_remembers_for_long_is_gone_all_the_same(
+    fake: FakeRay, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLED_AFTER_S", 0.02)
+    monkeypatch.setattr(module, "listed_replicas", lambda: frozenset({A}))
+    executor.order([Stop(A, clean=False)])
+    assert fake.hears() == (A, "gone")
+
+
 def test_an_engine_that_ended_by_itself_is_remembered(fake: FakeRay, executor: Executor) -> None:
     fake.groups, fake.stubborn = {A}, True
     executor.order([EngineEnded(A)])

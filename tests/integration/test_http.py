@@ -118,7 +118,7 @@ def test_what_cannot_be_served_is_said(front: FrontDoor) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match=r"2\.0 GiB") as never:
         front.chat("huge")
     assert never.value.code == "never_fits"
-    assert re.search(r"has 1\.0 GiB|has 1000\.0 MiB", never.value.message), "what there is, too"
+    assert "has 1000 MiB" in never.value.message
     assert "no model" in front.refused(CHAT, {"messages": messages}, 400, "missing_model")
     front.refused(CHAT, {"model": 7, "messages": messages}, 400, "invalid_model")
     front.refused(CHAT, [], 400, "invalid_json")

@@ -32,9 +32,9 @@ def front(world: World) -> Iterator[FrontDoor]:
 
 
 def test_two_real_models_take_turns(world: World, front: FrontDoor) -> None:
-    said = front.chat("smollm2", QUESTION, temperature=0, max_tokens=24)
+    said = front.chat("smollm2", QUESTION, temperature=0, max_tokens=12)
     assert "Paris" in said
-    pieces = list(front.chat_stream("smollm2", QUESTION, temperature=0, max_tokens=24))
+    pieces = list(front.chat_stream("smollm2", QUESTION, temperature=0, max_tokens=12))
     assert "".join(pieces) == said
     assert len(pieces) > 3, "a token at a time"
     (first,) = world.until_quiet()["replicas"]
@@ -51,7 +51,7 @@ def test_two_real_models_take_turns(world: World, front: FrontDoor) -> None:
     (stop,) = world.decisions(decision="stop", replica=first["id"])
     assert (stop["reason"], stop["for"]) == ("evicted", second["id"])
 
-    assert "Paris" in front.chat("SmolLM2-135M-Instruct", QUESTION, temperature=0, max_tokens=24)
+    assert "Paris" in front.chat("SmolLM2-135M-Instruct", QUESTION, temperature=0, max_tokens=12)
     (back,) = world.until_quiet()["replicas"]
     assert back["model"] == "smollm2"
     loaded = world.until(lambda now: now["replicas"][0]["measured_bytes"])["replicas"][0]
