@@ -30,7 +30,7 @@ class LeaseLimits:
     pause_s_max: float = 1.0
     heartbeat_s: float = 1.0
     heartbeat_s_max: float = 3.0  # for the allocator to answer one
-    verdict_s_max: float = 10.0  # for the allocator to look at a replica that we could not reach
+    verdict_s_max: float = 25.0  # for the allocator to look at a replica that we could not reach
     flush_s_max: float = 5.0  # at the end, for the last releases
 
 
