@@ -52,7 +52,7 @@ class Catalog:
 
 
 def core_model(entry: ModelEntry) -> Model:
-    model = entry.to_model()
+    model = replace(entry.to_model(), sleep=None)  # no engine here can be told to sleep yet
     if entry.engine is EngineName.SIMULATED:
         return model
     labels = {**model.requirement.labels, DEVICES_LABEL: REAL}

@@ -11,7 +11,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any
 
-from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.decisions import Decision, Grant, Reject, SleepReplica, StartReplica, StopReplica, WakeReplica
 from rayscheduler.core.types import StopReason
 from rayscheduler.simulation.lines import line_of
 from rayscheduler.simulation.simulate import refusal_object
@@ -70,9 +70,11 @@ def _told(decision: Decision) -> dict[str, Any]:
     line = line_of(decision, 0)
     del line["at_ms"]
     match decision:
-        case StartReplica():
+        case StartReplica() | WakeReplica():
             told = {"refusals": [refusal_object(refusal) for refusal in decision.refusals]} if decision.refusals else {}
             return {**line, **told, "why": decision.why}
+        case SleepReplica():
+            return {**line, "why": decision.why}
         case StopReplica():
             return {**line, "why": decision.why or REASONS[decision.reason]}
         case Grant(_, replica, model):
