@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayscheduler.config.fields import (
     Count,
@@ -31,9 +31,11 @@ from rayscheduler.config.fields import (
     Size,
     SizeOrZero,
     Text,
+    flag,
     word,
     word_schema,
 )
+from rayscheduler.config.units import size_text
 from rayscheduler.config.values import Path, Wrong, one_of_these, shown
 from rayscheduler.config.yaml_lines import Document
 from rayscheduler.core.types import (
@@ -47,6 +49,7 @@ from rayscheduler.core.types import (
     PolicyName,
     Requirement,
     Settings,
+    SleepTraits,
     Strategy,
 )
 
@@ -207,6 +210,10 @@ class SimulateSection(Section):
     """How long a load takes."""
     unload: Duration = 0
     """How long an exit takes."""
+    sleep: Duration | None = None
+    """How long going to sleep takes. With this or `wake`, a model can sleep; the one left out is 0."""
+    wake: Duration | None = None
+    """How long waking takes."""
     tokens_per_second: Rate | None = None
     """How fast the `simulated` engine answers; as fast as it can if left out."""
     reply: Text | None = None
@@ -225,6 +232,30 @@ class SimulateSection(Section):
         if self.fail_after is not None and self.fail is not FailurePoint.CRASH:
             raise Wrong("is the time of a crash, but no crash is asked for", "add fail: crash", ("fail_after",))
         return self
+
+
+def _flag_or_mapping(schema: dict[str, Any]) -> None:
+    mapping = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "boolean"}, mapping]
+
+
+class SleepSection(Section):
+    """What a replica keeps while its weights rest in host memory; `sleep: false`: it never sleeps."""
+
+    model_config = ConfigDict(json_schema_extra=_flag_or_mapping)
+
+    allowed: Flag = Field(default=True, examples=["true"])
+    """May it sleep? `sleep: false` is short for `allowed: false`."""
+    residue: SizeOrZero = 0
+    """Stays on each device while it sleeps."""
+    host_memory: SizeOrZero | None = None
+    """What its weights take of each node's host memory; if left out, as much as its devices there give back."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: Any) -> Any:
+        return data if isinstance(data, (dict, cls)) else {"allowed": flag(data)}
 
 
 class ModelSection(Section):
@@ -262,6 +293,8 @@ class ModelSection(Section):
     """Its replicas are never evicted."""
     placement: PlacementSection | None = None
     """With `pinned`: exactly there."""
+    sleep: SleepSection = SleepSection()
+    """What it keeps while it sleeps, where it can; `false`: it never does."""
     preload: Flag = False
     """Load it into free memory before anybody asks."""
     priority: Priority = 0
@@ -342,7 +375,24 @@ class ModelSection(Section):
             preload=self.preload,
             priority=self.priority,
             load_ms=self.simulate.load,
+            sleep=self._sleep_traits(),
         )
+
+    def _sleep_traits(self) -> SleepTraits | None:
+        """None: it cannot sleep, or must not."""
+        times = self.simulate
+        if not self.sleep.allowed or (times.sleep is None and times.wake is None):
+            return None
+        return SleepTraits(times.sleep or 0, times.wake or 0, self.sleep.residue, self.sleep.host_memory)
+
+    @model_validator(mode="after")
+    def _gives_something_back(self) -> Any:
+        largest = max(self.bytes_by_count().values(), default=0)
+        if self.sleep.residue >= max(1, largest):
+            kept, held = size_text(self.sleep.residue), size_text(largest)
+            what = f"asleep it would keep {kept} of a device on which it takes {held}"
+            raise Wrong(what, "write what is left when its weights are gone, for example 512MiB", ("sleep", "residue"))
+        return self
 
 
 def check_unique(document: Document, paths: Sequence[Path], names: Sequence[str], what: str) -> None:

@@ -203,8 +203,8 @@ def ignores_the_minimum(patch: pytest.MonkeyPatch) -> None:
 
 @mistake
 def evicts_more_than_it_takes(patch: pytest.MonkeyPatch) -> None:
-    def best_set(original: Any, candidates: Any, fits: Any, spare: Any) -> Any:
-        found = original(candidates, fits, spare)
+    def best_set(original: Any, candidates: Any, fits: Any, spare: Any, *settle: Any) -> Any:
+        found = original(candidates, fits, spare, *settle)
         return None if found is None or spare else VictimSet(candidates)
 
     wrap(patch, planner, "best_set", best_set)
