@@ -73,9 +73,11 @@ def double_release_creates_memory(patch: pytest.MonkeyPatch) -> None:
 
     def recomputed(original: Any, self: NodeAccount, *args: Any, **kwargs: Any) -> Any:
         room = original(self, *args, **kwargs)
-        room.free = [free + more for free, more in zip(room.free, bonus.get(id(self), room.load), strict=True)] if (
-            id(self) in bonus
-        ) else room.free
+        room.free = (
+            [free + more for free, more in zip(room.free, bonus.get(id(self), room.load), strict=True)]
+            if (id(self) in bonus)
+            else room.free
+        )
         return room
 
     wrap(patch, Ledger, "reserve", reserve)
