@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rayscheduler.config.fields import (
     Count,
@@ -31,10 +31,10 @@ from rayscheduler.config.fields import (
     Size,
     SizeOrZero,
     Text,
-    flag,
     word,
     word_schema,
 )
+from rayscheduler.config.sleep import SleepSection
 from rayscheduler.config.units import size_text
 from rayscheduler.config.values import Path, Wrong, one_of_these, shown
 from rayscheduler.config.yaml_lines import Document
@@ -49,7 +49,6 @@ from rayscheduler.core.types import (
     PolicyName,
     Requirement,
     Settings,
-    SleepTraits,
     Strategy,
 )
 
@@ -234,30 +233,6 @@ class SimulateSection(Section):
         return self
 
 
-def _flag_or_mapping(schema: dict[str, Any]) -> None:
-    mapping = dict(schema)
-    schema.clear()
-    schema["anyOf"] = [{"type": "boolean"}, mapping]
-
-
-class SleepSection(Section):
-    """What a replica keeps while its weights rest in host memory; `sleep: false`: it never sleeps."""
-
-    model_config = ConfigDict(json_schema_extra=_flag_or_mapping)
-
-    allowed: Flag = Field(default=True, examples=["true"])
-    """May it sleep? `sleep: false` is short for `allowed: false`."""
-    residue: SizeOrZero = 0
-    """Stays on each device while it sleeps."""
-    host_memory: SizeOrZero | None = None
-    """What its weights take of each node's host memory; if left out, as much as its devices there give back."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, data: Any) -> Any:
-        return data if isinstance(data, (dict, cls)) else {"allowed": flag(data)}
-
-
 class ModelSection(Section):
     """One entry of `models:`. Scenarios know the engine's keys too, so that a real catalog can be rehearsed."""
 
@@ -375,15 +350,8 @@ class ModelSection(Section):
             preload=self.preload,
             priority=self.priority,
             load_ms=self.simulate.load,
-            sleep=self._sleep_traits(),
+            sleep=self.sleep.traits(self.simulate.sleep, self.simulate.wake),
         )
-
-    def _sleep_traits(self) -> SleepTraits | None:
-        """None: it cannot sleep, or must not."""
-        times = self.simulate
-        if not self.sleep.allowed or (times.sleep is None and times.wake is None):
-            return None
-        return SleepTraits(times.sleep or 0, times.wake or 0, self.sleep.residue, self.sleep.host_memory)
 
     @model_validator(mode="after")
     def _gives_something_back(self) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rayscheduler.core.decisions import Decision, SleepReplica, StartReplica, StopReplica, WakeReplica
-from rayscheduler.core.ledger import Ledger
+from rayscheduler.core.ledger import NOBODY, Ledger
 from rayscheduler.core.lifecycle import PROMISED, State
 from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
 from rayscheduler.core.sleeping import turning
@@ -142,7 +142,7 @@ class Fleet:
         Asleep: what it keeps. On the way there and back: its devices, and the host memory of its weights already.
         """
         place, keeps, state = replica.placement, replica.keeps, replica.state
-        overlaps = frozenset(replica.evicts).intersection(replica.waits_for) if state in PROMISED else frozenset()
+        overlaps = NOBODY if state not in PROMISED else frozenset(replica.evicts).intersection(replica.waits_for)
         if keeps is not None:
             place = keeps if state is State.ASLEEP else turning(place, keeps)
             if state in (State.ASLEEP, State.WAKING, State.STOPPING):

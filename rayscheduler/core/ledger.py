@@ -16,6 +16,7 @@ from rayscheduler.core.types import DeviceId, Node, NodeName, Placement, Replica
 
 UNLIMITED = 1 << 62  # of bytes or millicpus, where a node names no limit
 LOST = -(1 << 62)  # what is free on a device that is gone
+NOBODY: frozenset[ReplicaId] = frozenset()  # one for all reservations: thousands of empty sets take room
 
 
 class NodeRoom:
@@ -193,7 +194,7 @@ class Ledger:
         self,
         replica: ReplicaId,
         placement: Placement,
-        overlaps: frozenset[ReplicaId] = frozenset(),
+        overlaps: frozenset[ReplicaId] = NOBODY,
         keeps: Placement | None = None,
     ) -> None:
         """Hold `placement` for `replica`, over the bytes of `overlaps` while those are there, instead of what it

@@ -125,12 +125,12 @@ def _validate_replica(fleet: Fleet, replica: ReplicaRecord) -> None:
     for request in replica.leases:
         assert fleet.requests.get(request) is replica, f"{request} is leased to {name}, but is not known"
     assert any(n in fleet.ledger.accounts for n in replica.placement.nodes), f"{name} is on no node"
+    assert fleet.ledger.holds(name, replica.placement), f"{name} runs without a reservation"
     for node in replica.placement.nodes:
         account = fleet.ledger.accounts.get(node)
-        if account is not None:
-            held = account.reservations.get(name)
-            assert held is not None, f"{name} runs without a reservation"
-            assert held.placement == replica.holds, f"{name} holds {held.placement}, not {replica.holds}: {story}"
+        held = None if account is None else account.reservations.get(name)  # none where a node was lost, and is back
+        right = held is None or held.placement == replica.holds
+        assert right, f"{name} should hold {replica.holds} on {node}: {story}"
     _validate_sleep(fleet, replica)
 
 
