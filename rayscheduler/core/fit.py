@@ -6,7 +6,7 @@ node (`needs_on`) is told apart from what is free at the moment (`choose`). Refu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from rayscheduler.core.ledger import NodeRoom
@@ -137,8 +137,40 @@ def choose(
     `freed` (bytes by device index), `freed_host` and `freed_millicpus` are counted as free besides: what
     victims would leave. Fewest devices; then preferred types; then least loaded (`pack`: most loaded); then index.
     """
+    for option, fitting in _fitting(room, needs, freed, freed_host, freed_millicpus, only_count):
+        if option.count == 0:
+            return Choice(option, (), 0, 0)
+        taken = _pick(room, needs, option.count, fitting)
+        if taken is not None:
+            load = sum(room.load[i] for i in taken)
+            return Choice(option, taken, load, max(needs.type_ranks[i] for i in taken))
+    return None
+
+
+def fits(
+    room: NodeRoom,
+    needs: Needs,
+    freed: Sequence[int] | None = None,
+    freed_host: int = 0,
+    freed_millicpus: int = 0,
+) -> bool:
+    """Whether `choose` would find devices, without choosing."""
+    if needs.total_bytes:
+        return choose(room, needs, freed, freed_host, freed_millicpus) is not None
+    return any(True for _ in _fitting(room, needs, freed, freed_host, freed_millicpus, None))
+
+
+def _fitting(
+    room: NodeRoom,
+    needs: Needs,
+    freed: Sequence[int] | None,
+    freed_host: int,
+    freed_millicpus: int,
+    only_count: int | None,
+) -> Iterator[tuple[Option, list[int]]]:
+    """The options of which a node has the host memory and the devices, fewest first, with those devices."""
     if needs.millicpus > room.free_millicpus + freed_millicpus:
-        return None
+        return
     free = room.free if freed is None else [mine + more for mine, more in zip(room.free, freed, strict=True)]
     host_free = room.free_host + freed_host
     shared = room.node.device_is_host_memory
@@ -151,20 +183,13 @@ def choose(
         host = option.host_bytes
         if host > host_free:
             continue
-        if option.count == 0:
-            return Choice(option, (), 0, 0)
         sizes = option.device_bytes
         if shared and host:
             fitting = [i for i in option.indices if sizes[i] + host <= free[i]]
         else:
             fitting = [i for i in option.indices if sizes[i] <= free[i]]
-        if len(fitting) < option.count:
-            continue
-        taken = _pick(room, needs, option.count, fitting)
-        if taken is not None:
-            load = sum(room.load[i] for i in taken)
-            return Choice(option, taken, load, max(needs.type_ranks[i] for i in taken))
-    return None
+        if len(fitting) >= option.count:
+            yield option, fitting
 
 
 def _pick(room: NodeRoom, needs: Needs, count: int, fitting: list[int]) -> tuple[int, ...] | None:
