@@ -67,7 +67,8 @@ class Changes:
         self._changed_cluster()
         for replica in replicas:
             self._requests.drop_leases(replica)
-            elsewhere = [n for n in replica.placement.nodes if n in self._fleet.ledger.accounts]
+            # Not its nodes: one that was lost and came back holds nothing of it.
+            elsewhere = self._fleet.ledger.holds(replica.id, replica.placement)
             if elsewhere and replica.state is not State.STOPPING:
                 self._fleet.stop(replica, StopReason.NODE_LOST, now_ms)
             elif not elsewhere:

@@ -168,11 +168,13 @@ def choose(
 
 
 def _pick(room: NodeRoom, needs: Needs, count: int, fitting: list[int]) -> tuple[int, ...] | None:
-    """`count` of the fitting devices, best first by (type, load, index), together large enough."""
+    """`count` of the fitting devices, together large enough: the least preferred type among them as preferred
+    as can be, then the least load of all of them, then indices."""
     load, ranks = room.load, needs.type_ranks
     sign = 1 if needs.strategy is Strategy.SPREAD else -1
-    fitting.sort(key=lambda i: (ranks[i], sign * load[i], i))
     devices = room.node.devices
+    worst = sorted(ranks[i] for i in fitting)[count - 1]
+    fitting.sort(key=lambda i: (ranks[i] > worst, sign * load[i], i))
     first = fitting[:count]
     if not needs.total_bytes or sum(devices[i].capacity_bytes for i in first) >= needs.total_bytes:
         return tuple(sorted(first))

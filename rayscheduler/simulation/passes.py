@@ -159,6 +159,8 @@ def check_victims(book: Book, this: Pass) -> None:
         if loading is None or this.pending.keys() != {way} or any(len(v.placement.nodes) > 1 for v in victims):
             continue
         names = [victim.id for victim in victims]
+        if this.draining.intersection(names):
+            continue  # chosen in an earlier pass, when other candidates were there
         for victim in victims:
             others = [name for name in names if name != victim.id]
             if fits(loading.model, book.rooms(without=others), book.settings):
