@@ -171,12 +171,7 @@ class Changes:
             return
         record.unloaded = record.idled = False
         self._fleet.freed = True
-        serving = record.serving()
-        for replica in serving:
-            if replica.origin is Origin.REQUEST:
-                replica.origin = Origin.LOAD
-                self._fleet.take_up(replica)
-        if record.wanted is None and all(replica.state is State.PENDING for replica in serving):
+        if record.wanted is None and not record.serving():
             record.wanted = self._requests.next_order(record.model.priority)
             record.wanted_since_ms = now_ms
             self._requests.wanting[name] = record
