@@ -11,7 +11,7 @@ from dataclasses import replace
 from rayscheduler.core import events as ev
 from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.lifecycle import State
-from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord
+from rayscheduler.core.records import ModelRecord, ReplicaRecord
 from rayscheduler.core.requests import Requests
 from rayscheduler.core.timers import Timers
 from rayscheduler.core.types import (
