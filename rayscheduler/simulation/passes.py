@@ -28,7 +28,9 @@ def check_obligations(book: Book, this: Pass, snapshot: Snapshot) -> None:
         left = each.model in this.unloaded and each.state != "STOPPING" and len(this.events) == 1
         demand(not left, "unloaded", f"{each.id} is {each.state}, and {each.model} was unloaded")
     if this.failed_loads:
-        coming = {r.model for r in snapshot.replicas if r.state in ("PENDING", "STARTING", "RUNNING")}
+        there = [r for r in snapshot.replicas if r.state in ("PENDING", "STARTING", "RUNNING")]
+        there.extend(r for r in snapshot.replicas if r.id in this.draining_after - this.draining)
+        coming = {r.model for r in there}
         for request in book.waiting.values():
             lost = request.model in this.failed_loads and request.model not in coming
             demand(not lost, "a failed load rejects", f"{request.id} still waits after {request.model} failed to load")
