@@ -102,12 +102,6 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
     if not offered:
         return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, sum(sizes[: roomy[-1]]))
     options = [_option(node, model, count, tuple(large)) for count in offered]
-    if want.exclusive:
-        # A whole device is held, but the model still has to fit into it.
-        options = [option for option in options if len(option.indices) >= option.count]
-        if not options:
-            each = want.bytes_by_count[offered[-1]]
-            return refusal(RefusalReason.MEMORY, each, sizes[offered[-1] - 1])
     return Needs(model, options, ranks, settings.strategy)
 
 
@@ -117,8 +111,8 @@ def _option(node: Node, model: Model, count: int, indices: tuple[int, ...]) -> O
     if count == 0:
         return Option(0, (), (), want.host_memory_bytes + each)
     if want.exclusive:
-        sizes = tuple(d.capacity_bytes - d.headroom_bytes for d in node.devices)
-        indices = tuple(i for i in indices if sizes[i] >= each)
+        # A whole device is held, but the model still has to fit into it.
+        sizes = tuple(max(each, d.capacity_bytes - d.headroom_bytes) for d in node.devices)
     else:
         sizes = (each,) * len(node.devices)
     return Option(count, indices, sizes, want.host_memory_bytes)
@@ -193,11 +187,13 @@ def _fitting(
 
 
 def _pick(room: NodeRoom, needs: Needs, count: int, fitting: list[int]) -> tuple[int, ...] | None:
-    """`count` of the fitting devices, best first by (type, load, index), together large enough."""
+    """`count` of the fitting devices, together large enough: the least preferred type among them as preferred
+    as can be, then the least load of all of them, then indices."""
     load, ranks = room.load, needs.type_ranks
     sign = 1 if needs.strategy is Strategy.SPREAD else -1
-    fitting.sort(key=lambda i: (ranks[i], sign * load[i], i))
     devices = room.node.devices
+    worst = sorted(ranks[i] for i in fitting)[count - 1]
+    fitting.sort(key=lambda i: (ranks[i] > worst, sign * load[i], i))
     first = fitting[:count]
     if not needs.total_bytes or sum(devices[i].capacity_bytes for i in first) >= needs.total_bytes:
         return tuple(sorted(first))
@@ -224,9 +220,9 @@ def shortage(room: NodeRoom, needs: Needs, model: Model) -> Refusal:
     host = min(option.host_bytes for option in needs.options)
     if host > room.free_host:
         return Refusal(name, RefusalReason.HOST_MEMORY, host, max(0, room.free_host))
+    if needs.exclusive and sum(map(room.is_whole, largest.indices)) < largest.count:
+        return Refusal(name, RefusalReason.EXCLUSIVE)
     free = sorted((room.free[i] for i in largest.indices), reverse=True)
     least = max(0, free[largest.count - 1]) if free else 0
-    if needs.exclusive:
-        return Refusal(name, RefusalReason.EXCLUSIVE)
     each = model.requirement.bytes_by_count[largest.count]
     return Refusal(name, RefusalReason.MEMORY, each, least)
