@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from rayscheduler.engines.llama_cpp_args import Setting, read_args
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment, source_path
+from rayscheduler.engines.protocol import Command, EngineRequest, check_environment, check_one_node, source_path
 from rayscheduler.errors import EngineError, EngineMissing, SourceError
 from rayscheduler.memory.gguf import GgufError, GgufHeader, read_parts
 
@@ -44,6 +44,7 @@ class LlamaCpp:
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)
+        check_one_node(request, NAME)
         settings = read_args(request.args)
         if request.context_length is not None and request.context_length < 1:
             raise EngineError(f"model {request.model} has a context_length of {request.context_length}; give 1 or more")

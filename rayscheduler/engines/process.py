@@ -131,10 +131,13 @@ class EngineProcess:
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the engine answers its readiness path with 2xx; by default as long as the request allows.
+        A follower, which has none, only has to stay alive: whoever waits for its leader waits for it.
 
         EngineFailed, with the end of the log: the engine ended first, or the time is up. `stop` is the
         caller's duty in the latter case.
         """
+        if not self._ready_path:
+            return
         limit_s = self.request.load_timeout_ms / 1000 if timeout_s is None else timeout_s
         deadline_s = time.monotonic() + limit_s
         exited = asyncio.wrap_future(self._exit)
@@ -290,9 +293,10 @@ class EngineProcess:
         )
 
 
-def log_file_name(replica: str) -> str:
-    """A file name for the log of a replica, whose id may hold a slash: `org%2Fmodel#1.log`."""
-    return quote(replica, safe="#@:+ ") + ".log"
+def log_file_name(replica: str, node_rank: int = 0) -> str:
+    """A file name for the log of a replica, whose id may hold a slash: `org%2Fmodel#1.log`; of one of its
+    followers: `org%2Fmodel#1-node2.log`."""
+    return quote(replica, safe="#@:+ ") + (f"-node{node_rank}" if node_rank else "") + ".log"
 
 
 def _held_bytes(pid: int) -> int:

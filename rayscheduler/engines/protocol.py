@@ -24,11 +24,14 @@ DEVICE_ENVS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVI
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One replica to be served, as the engine needs to know it.
+    """One replica to be served, or one node's part of it, as the engine needs to know it.
 
-    `device_bytes`: the ledger's vector, bytes on each device taken. `visible_devices`: the UUIDs of
-    those devices, () on a cpu node. `context_length`: tokens that one request may take, None: the
+    `device_bytes`: the ledger's vector, bytes on each device taken on this node. `visible_devices`: the
+    UUIDs of those devices, () on a cpu node. `context_length`: tokens that one request may take, None: the
     engine's default. `concurrency`: requests served at the same time.
+
+    A replica over several nodes has a process on each: the leader (`node_rank` 0), which serves, and
+    followers. They meet at `leader_host`:`leader_port`, a free port of the leader's node.
     """
 
     model: str
@@ -45,11 +48,18 @@ class EngineRequest:
     ready_path: str = "/health"
     load_timeout_ms: int = 600_000
     simulate: Mapping[str, object] = field(default_factory=dict)
+    node_count: int = 1
+    node_rank: int = 0
+    leader_host: str = ""
+    leader_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program to start, what its environment has beyond the common one, and where it says it is ready."""
+    """A program to start, what its environment has beyond the common one, and where it says it is ready.
+
+    `ready_path`: "" for a follower, which is ready when its leader is.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -84,6 +94,15 @@ def check_environment(request: EngineRequest) -> None:
             raise EngineError(f"model {request.model} sets {key} in its env, which is set for each engine")
         if not key or "=" in key or "\0" in key + request.env[key]:
             raise EngineError(f"model {request.model} has {key!r} in its env, which is no name of a variable")
+
+
+def check_one_node(request: EngineRequest, engine: str) -> None:
+    """For engines that cannot span nodes. EngineError if the replica does."""
+    if request.node_count > 1:
+        raise EngineError(
+            f"model {request.model} is placed over {request.node_count} nodes, which the engine {engine} cannot "
+            "serve; leave out `across_nodes`, or choose another engine"
+        )
 
 
 def source_path(request: EngineRequest) -> str:

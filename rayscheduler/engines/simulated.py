@@ -1,7 +1,8 @@
 """The engine `simulated`: a real small HTTP server that answers like a model, for tests, demos and rehearsals.
 
 Rules of this file: the keys of the catalog's `simulate:` section are read here, durations as milliseconds.
-The server (simulated_server.py) is a program of its own under the same rules as any engine.
+The server (simulated_server.py) is a program of its own under the same rules as any engine. Over several
+nodes the followers (simulated_follower.py) hold memory and a connection to it; it alone fails when told to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rayscheduler.errors import EngineError
 
 NAME = "simulated"
 _SERVER = Path(__file__).with_name("simulated_server.py")
+_FOLLOWER = Path(__file__).with_name("simulated_follower.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,13 @@ class Simulated:
             "fail_status": simulation.fail_status,
             "allocate_bytes": sum(request.device_bytes) if all_reserved else int(simulation.allocate),
             "allocate_counts_all": all_reserved,
+            "node_count": request.node_count,
+            "node_rank": request.node_rank,
+            "leader_host": request.leader_host,
+            "leader_port": request.leader_port,
         }
-        return Command((sys.executable, "-I", "-S", str(_SERVER), json.dumps(plan)), {}, "/health")
+        program, ready_path = (_FOLLOWER, "") if request.node_rank else (_SERVER, "/health")
+        return Command((sys.executable, "-I", "-S", str(program), json.dumps(plan)), {}, ready_path)
 
 
 def simulation_of(request: EngineRequest) -> Simulation:

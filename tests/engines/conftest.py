@@ -43,7 +43,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     started: list[EngineProcess] = []
 
     def start_engine(name: str, request: EngineRequest, port: int | None = None) -> EngineProcess:
-        log_path = tmp_path / "logs" / log_file_name(request.replica)
+        log_path = tmp_path / "logs" / log_file_name(request.replica, request.node_rank)
         process = EngineProcess.start(by_name(name), request, "127.0.0.1", log_path, port)
         started.append(process)
         return process
