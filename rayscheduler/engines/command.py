@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment
+from rayscheduler.engines.protocol import Command, Engine, EngineRequest, check_environment
 from rayscheduler.errors import EngineError, EngineMissing
 
 NAME = "command"
@@ -35,7 +35,7 @@ VARIABLES: Mapping[str, str] = {
 }
 
 
-class CommandLine:
+class CommandLine(Engine):
     """Serves what its command serves; ready when `ready_path` answers with 2xx."""
 
     name = NAME

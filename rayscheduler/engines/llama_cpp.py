@@ -15,7 +15,16 @@ import sys
 from pathlib import Path
 
 from rayscheduler.engines.llama_cpp_args import Setting, read_args
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment, check_one_node, source_path
+from rayscheduler.engines.prometheus import sum_of
+from rayscheduler.engines.protocol import (
+    Command,
+    Engine,
+    EngineRequest,
+    InFlight,
+    check_environment,
+    check_one_node,
+    source_path,
+)
 from rayscheduler.errors import EngineError, EngineMissing, SourceError
 from rayscheduler.memory.gguf import GgufError, GgufHeader, read_parts
 
@@ -37,7 +46,7 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 
-class LlamaCpp:
+class LlamaCpp(Engine):
     """Serves `source`, a GGUF file (the first one of a split model)."""
 
     name = NAME
@@ -75,6 +84,9 @@ class LlamaCpp:
             env={**_ENVIRONMENT, **request.env},
             ready_path="/health",
         )
+
+    def in_flight(self) -> InFlight:
+        return InFlight("/metrics", sum_of("llamacpp:requests_processing", "llamacpp:requests_deferred"))
 
     def settings(self, request: EngineRequest) -> dict[str, Setting]:
         """The fields of xllamacpp.CommonParams that are set for this request; `args` go last.

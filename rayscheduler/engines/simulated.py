@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment
+from rayscheduler.engines.protocol import Command, Engine, EngineRequest, InFlight, check_environment
 from rayscheduler.errors import EngineError
 
 NAME = "simulated"
@@ -41,7 +41,7 @@ class Simulation:
     allocate: bool | int = False
 
 
-class Simulated:
+class Simulated(Engine):
     """Needs no source; `args` are not used."""
 
     name = NAME
@@ -77,6 +77,9 @@ class Simulated:
         }
         program, ready_path = (_FOLLOWER, "") if request.node_rank else (_SERVER, "/health")
         return Command((sys.executable, "-I", "-S", str(program), json.dumps(plan)), {}, ready_path)
+
+    def in_flight(self) -> InFlight:
+        return InFlight("/stats", lambda page: int(json.loads(page)["in_flight"]))
 
 
 def simulation_of(request: EngineRequest) -> Simulation:
