@@ -175,7 +175,7 @@ class Allocator:
         if await _accepts(record.report.endpoint):
             return {"gone": False}
         logger.warning("%s does not accept connections (request %s): its runner is killed", replica, request_id)
-        await self._agents.kill(record.report.node_id, replica)
+        await self._agents.kill(record.report.own_part)
         try:
             await asyncio.wait_for(record.away.wait(), VERDICT_WITHIN_S)
         except asyncio.TimeoutError:
@@ -306,7 +306,8 @@ class Allocator:
             self._recovery.reported(report)
         await self._ready.wait()
         if report.state is RunnerState.RUNNING:
-            self._agents.warm_up(report.node_id)
+            for part in report.parts:
+                self._agents.warm_up(part.node_id)
         return self._roster.reported(report)
 
     async def runner_orders(self, replica: ReplicaId, incarnation: str) -> Verdict:
@@ -316,17 +317,17 @@ class Allocator:
         await self._ready.wait()
         return await self._roster.orders(replica, incarnation)
 
-    async def runner_died(self, replica: ReplicaId, incarnation: str) -> None:
+    async def runner_died(self, replica: ReplicaId, incarnation: str, node_id: str) -> None:
         if self._recovery is not None:
             self._recovery.died(replica, incarnation)
         await self._ready.wait()
-        self._roster.died(replica, incarnation)
+        self._roster.died(replica, incarnation, node_id)
 
     async def node_report(self, node_id: str, report: AgentReport) -> list[Watched]:
         self._mailbox.put_all(self._membership.reported(node_id, report, now_ms() / 1000))
         for replica, size in report.measured_bytes.items():
             if record := self._roster.records.get(replica):
-                record.measured_bytes = size
+                record.measured_on[node_id] = size
         return self._roster.watched(node_id)
 
     # -- what the executor says, in its thread ----------------------------------------------------

@@ -5,11 +5,12 @@ Rules of this file: pure. A model of any engine but `simulated` needs real devic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.names import DEVICES_LABEL, REAL
+from rayscheduler.cluster.placement_groups import bytes_on
 from rayscheduler.cluster.reports import Launch
 from rayscheduler.config.models import EngineName
 from rayscheduler.config.service import ModelEntry, ServiceConfig
@@ -38,17 +39,26 @@ class Catalog:
     def core_models(self) -> list[Model]:
         return [core_model(entry) for entry in self]
 
-    def launch(self, replica: ReplicaId, model: ModelName, placement: Placement, node: NodeInventory) -> Launch:
-        """What the runner of a replica is told. `node`: what the (first) node of the placement lends."""
+    def launch(
+        self, replica: ReplicaId, model: ModelName, placement: Placement, nodes: Sequence[NodeInventory]
+    ) -> Launch:
+        """What the runner of a replica is told. `nodes`: what each node of the placement lends, in its order."""
         entry = self._entries[model]
-        request = EngineRequest(
-            **entry.engine_fields(),
-            replica=replica,
-            device_bytes=placement.device_bytes,
-            visible_devices=_visible_devices(placement, node),
-            backend=node.backend.value,
-        )
-        return Launch(replica, model, placement, entry.engine.value, request, STOP_GRACE_S)
+        requests = []
+        for rank, (name, node) in enumerate(zip(placement.nodes, nodes, strict=True)):
+            taken = bytes_on(placement, name)
+            request = EngineRequest(
+                **entry.engine_fields(),
+                replica=replica,
+                device_bytes=tuple(taken.values()),
+                visible_devices=_visible_devices(taken, node),
+                backend=node.backend.value,
+                node_count=len(placement.nodes),
+                node_rank=rank,
+            )
+            requests.append(request)
+        first, *further = requests
+        return Launch(replica, model, placement, entry.engine.value, first, STOP_GRACE_S, tuple(further))
 
 
 def core_model(entry: ModelEntry) -> Model:
@@ -59,9 +69,9 @@ def core_model(entry: ModelEntry) -> Model:
     return replace(model, requirement=replace(model.requirement, labels=labels))
 
 
-def _visible_devices(placement: Placement, node: NodeInventory) -> tuple[str, ...]:
+def _visible_devices(indices: Iterable[int], node: NodeInventory) -> tuple[str, ...]:
     """The UUIDs of the GPUs that an engine may see; the RAM of a node and pretended GPUs have none."""
     if node.simulated or node.kind == "cpu":
         return ()
     uuids = {device.index: device.uuid for device in node.devices}
-    return tuple(uuids[int(device.rpartition("/")[2])] for device in placement.devices)
+    return tuple(uuids[index] for index in indices)

@@ -86,23 +86,11 @@ class Dispatch:
         record = self._roster.records.get(replica)
         clean = decision.reason not in _UNCLEAN and record is not None and record.report is not None
         self._leases.replica_gone(replica)
-        if decision.reason is StopReason.NODE_LOST and record is not None and not self._is_on_living_node(replica):
-            self._roster.node_gone(replica)
-        else:
-            self._roster.stop(replica)
+        self._roster.stop(replica)
         return Stop(replica, clean)
 
-    def _is_on_living_node(self, replica: ReplicaId) -> bool:
-        """A replica across several nodes may have lost one on which its runner is not."""
-        report = self._roster.records[replica].report
-        node = self._membership.nodes.get(report.node_id) if report else None
-        return node is not None and node.alive
-
     def _start(self, decision: StartReplica, catalog: Catalog) -> Start:
-        nodes = self._membership.ray_nodes()
-        first = self._membership.by_name(decision.placement.nodes[0])
-        assert first is not None
-        assert first.inventory is not None
-        launch = catalog.launch(decision.replica, decision.model, decision.placement, first.inventory)
+        inventories = self._membership.inventories(decision.placement.nodes)
+        launch = catalog.launch(decision.replica, decision.model, decision.placement, inventories)
         self._roster.start(launch)
-        return Start(launch, bundles_of(decision.placement, nodes))
+        return Start(launch, bundles_of(decision.placement, self._membership.ray_nodes()))

@@ -34,7 +34,11 @@ class Verdict(Word):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Everything that a runner needs to serve one replica."""
+    """Everything that a runner needs to serve one replica.
+
+    `request`: for the engine on the first node of the placement, which serves. `follower_requests`: for the
+    engines on the further nodes, in their order.
+    """
 
     replica: ReplicaId
     model: ModelName
@@ -42,6 +46,20 @@ class Launch:
     engine: str
     request: EngineRequest
     stop_grace_s: float
+    follower_requests: tuple[EngineRequest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a replica has on one node: its runner, or a follower of that, and the engine's main process, if any.
+
+    `runner_started`: with its pid this names a process that no other can be (engines/orphans.py).
+    """
+
+    node_id: str
+    runner_pid: int
+    runner_started: int
+    engine_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +80,22 @@ class RunnerReport:
     api_key: str = ""
     load_ms: int = 0
     detail: str = ""
+    runner_started: int = 0
+    followers: tuple[Part, ...] = ()
+
+    @property
+    def own_part(self) -> Part:
+        return Part(self.node_id, self.runner_pid, self.runner_started, self.engine_pid)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """On all its nodes, in the order of the placement's."""
+        return (self.own_part, *self.followers)
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A runner whose death the agent of its node reports, and whose engine it measures."""
+    """A runner or follower whose death the agent of its node reports, and whose engine it measures."""
 
     replica: ReplicaId
     incarnation: str
