@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from rayscheduler.engines.flags import CHOSEN_BY_US
 from rayscheduler.engines.orphans import runner_is_gone
-from rayscheduler.engines.protocol import API_KEY_ENV, DEVICE_ENVS, MARK_ENV, Command, Container, EngineRequest
+from rayscheduler.engines.protocol import API_KEY_ENV, DEVICE_ENVS, MARK_ENV, Command, EngineRequest
 from rayscheduler.errors import EngineError, EngineMissing
 
 PROGRAMS = ("docker", "podman")
@@ -39,26 +39,23 @@ DECIDED_ELSEWHERE: Mapping[str, str] = {
 
 
 def check_container(request: EngineRequest) -> None:
-    """What can be said on any machine. EngineError: an image without a name, or an option that is not its own."""
-    container = request.container
-    if container is None:
+    """What can be said on any machine. EngineError: a program or an option that is not its own."""
+    if not request.container_image:
         return
     told = f"model {request.model}"
-    if not container.image or container.image.startswith("-") or container.image != container.image.strip():
-        raise EngineError(f"{told}: {container.image!r} is no image; give one such as vllm/vllm-openai:latest")
-    if container.program and os.path.basename(container.program) not in PROGRAMS:
-        raise EngineError(f"{told}: {container.program!r} runs no containers here; use {' or '.join(PROGRAMS)}")
+    if request.container_program and request.container_program not in PROGRAMS:
+        raise EngineError(f"{told}: {request.container_program!r} runs no containers; use {' or '.join(PROGRAMS)}")
     if request.python:
         raise EngineError(f"{told} has both `python` and `container`; keep one of them, the image has its own Python")
-    for option in container.run_options:
+    for option in request.container_options:
         name = option.split("=", 1)[0]
         if name in DECIDED_ELSEWHERE:
             raise EngineError(f"{told}: {name} is not taken in run_options; {DECIDED_ELSEWHERE[name]}")
 
 
-def container_program(request: EngineRequest, container: Container) -> str:
+def container_program(request: EngineRequest) -> str:
     """The program that runs it. EngineMissing: it is not on this machine."""
-    wanted = (container.program,) if container.program else PROGRAMS
+    wanted = (request.container_program,) if request.container_program else PROGRAMS
     for program in wanted:
         if found := shutil.which(program):
             return found
@@ -68,9 +65,9 @@ def container_program(request: EngineRequest, container: Container) -> str:
     )
 
 
-def contained(command: Command, request: EngineRequest, container: Container, name: str, mark: str) -> Command:
+def contained(command: Command, request: EngineRequest, name: str, mark: str) -> Command:
     """The command that runs `command` in a container of that name, and how to remove that."""
-    program = container_program(request, container)
+    program = container_program(request)
     kind = os.path.basename(program)
     names = sorted({*request.env, *command.env, API_KEY_ENV, MARK_ENV, "PYTHONUNBUFFERED", *_device_names(request)})
     argv = (
@@ -78,8 +75,8 @@ def contained(command: Command, request: EngineRequest, container: Container, na
         *_devices(kind, request),
         *(part for path in command.mounts for part in ("--mount", _mount(path, request))),
         *(part for each in names for part in ("--env", each)),
-        *container.run_options,
-        *("--entrypoint", command.argv[0], container.image, *command.argv[1:]),
+        *request.container_options,
+        *("--entrypoint", command.argv[0], request.container_image, *command.argv[1:]),
     )
     return replace(command, argv=argv, cleanup=_removal(program, name))
 

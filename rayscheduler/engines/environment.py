@@ -6,6 +6,7 @@ thought of stays here. What a model needs beyond that, its catalog entry says in
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -34,7 +35,10 @@ def engine_environment(inherited: Mapping[str, str], request: EngineRequest, own
     environment.update(python_environment(request, environment))
     environment["PYTHONUNBUFFERED"] = "1"  # the last line before a crash belongs in the log
     environment.update(request.env)
+    python_path = environment.get("PYTHONPATH", "")
     environment.update(own)
+    if "PYTHONPATH" in own and python_path and python_path != own["PYTHONPATH"]:
+        environment["PYTHONPATH"] = own["PYTHONPATH"] + os.pathsep + python_path  # an engine's folder comes first
     environment.update(_devices(request))
     return environment
 

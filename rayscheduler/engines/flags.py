@@ -11,40 +11,27 @@ from collections.abc import Mapping, Sequence
 from rayscheduler.errors import EngineError
 
 CHOSEN_BY_US = "it is chosen by rayscheduler"
-BEGINNING_CHARACTERS_MIN = len("--abc")
+BEGINNING_CHARACTERS_MIN = len("--ab")
 
 
-def refuse_decided(
-    args: Sequence[str], decided: Mapping[str, str], engine: str, model: str, unlike: frozenset[str] = frozenset()
-) -> None:
-    """EngineError if `args` holds a flag that is decided elsewhere.
-
-    `decided`: flag -> what to use instead. `unlike`: flags of the engine that are the beginning of one of them.
-    """
+def refuse_decided(args: Sequence[str], decided: Mapping[str, str], engine: str, model: str) -> None:
+    """EngineError if `args` holds a flag that is decided elsewhere. `decided`: flag -> what to use instead."""
     for arg in args:
-        if not arg.startswith("-") or arg == "-":
-            continue
-        name = _spelled(arg)
-        meant = name if name in decided else _completed(name, decided, unlike)
+        meant = _meant(arg, decided)
         if meant is not None:
             raise EngineError(f"model {model}: {engine} takes no {arg.split('=')[0]} in args; {decided[meant]}")
 
 
-def has_flag(args: Sequence[str], *names: str) -> bool:
-    """Whether one of these flags is among `args`, under any spelling of it."""
-    return any(arg.startswith("-") and _spelled(arg) in names for arg in args)
-
-
-def _spelled(arg: str) -> str:
-    name = arg.split("=", 1)[0]
-    return name.replace("_", "-") if name.startswith("--") else name
-
-
-def _completed(name: str, decided: Mapping[str, str], unlike: frozenset[str]) -> str | None:
-    """The flag that `name` is the beginning of. (A nested one, `--config.key`, belongs to the one before the dot.)"""
-    whole = name.split(".", 1)[0]
-    if whole in decided:
-        return whole
-    if name in unlike or not name.startswith("--") or len(name) < BEGINNING_CHARACTERS_MIN:
+def _meant(arg: str, decided: Mapping[str, str]) -> str | None:
+    """The flag among `decided` that the program would read here, or None."""
+    if not arg.startswith("--"):
+        name = arg.split("=", 1)[0]
+        beginning, rest = arg[:2], arg[2:]
+        return name if name in decided else beginning if beginning in decided and rest.isdecimal() else None
+    # What follows a dot is a key of the flag before it.
+    name = arg.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
+    if name in decided:
+        return name
+    if len(name) < BEGINNING_CHARACTERS_MIN:
         return None
     return next((flag for flag in sorted(decided) if flag.startswith(name)), None)

@@ -55,7 +55,8 @@ async def _sent(host: str, port: int, api_key: str, call: Call) -> AsyncIterator
     try:
         writer.write(
             f"{call.method} {call.path} HTTP/1.0\r\nHost: {shown_host}:{port}\r\n"
-            f"Authorization: Bearer {api_key}\r\nConnection: close\r\n{about_body}\r\n".encode() + body
+            f"Authorization: Bearer {api_key}\r\nConnection: close\r\n{about_body}\r\n".encode()
+            + body
         )
         yield reader
     finally:

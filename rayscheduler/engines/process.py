@@ -197,7 +197,7 @@ class EngineProcess:
         if self._exit.done():
             return []
         below = supervisor.descendants(self.supervisor_pid)
-        if self.request.container is None:
+        if not self.request.container_image:
             return below
         known = {*below, self.supervisor_pid}
         return below + [each.pid for each in marked_processes() if each.mark == self._mark and each.pid not in known]
@@ -225,9 +225,9 @@ class EngineProcess:
             raise EngineError(f"engines run on Linux only, not on {sys.platform}")
         nonce = secrets.token_hex(8)
         self._mark = mark_for(self.request.replica, nonce)
-        if self.request.container is not None:
+        if self.request.container_image:
             name = NAME_PREFIX + nonce
-            command = contained(command, self.request, self.request.container, name, self._mark)
+            command = contained(command, self.request, name, self._mark)
         self._cleanup = command.cleanup
         own = {API_KEY_ENV: self.api_key, MARK_ENV: self._mark}
         self.log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -24,15 +24,6 @@ DEVICE_ENVS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVI
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """An image that an engine runs in. `program`: `docker` or `podman`, "" for whichever is there."""
-
-    image: str
-    program: str = ""
-    run_options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One replica to be served, or one node's part of it, as the engine needs to know it.
 
@@ -48,7 +39,8 @@ class EngineRequest:
     followers. They meet at `leader_host`:`leader_port`, a free port of the leader's node.
 
     `python`: the folder of the Python environment that the engine runs in. `runtime_env`: the runner's, as
-    Ray knows it. `container`: what the engine runs in. At most one of them.
+    Ray knows it. `container_image`: an image that it runs in, by `container_program` (docker or podman, "":
+    whichever is there) with further `container_options`. At most one of the three.
     """
 
     model: str
@@ -77,7 +69,9 @@ class EngineRequest:
     leader_port: int = 0
     python: str | None = None
     runtime_env: Mapping[str, object] = field(default_factory=dict)
-    container: Container | None = None
+    container_image: str = ""
+    container_program: str = ""
+    container_options: tuple[str, ...] = ()
 
     @property
     def devices_total(self) -> int:
@@ -134,6 +128,11 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def profiles_memory(self) -> bool:
+        """Whether it measures, while it loads, what is free on its devices. Such engines start one at a time per
+        device: two at once would each take the other's memory for lost."""
 
     def validate(self, request: EngineRequest) -> None:
         """What can be said on any machine: are `args`, `env` and the rest right? EngineError if not."""

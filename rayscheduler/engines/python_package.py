@@ -36,14 +36,23 @@ class Package:
 
 def interpreter(request: EngineRequest) -> str:
     """The Python program that runs the engine."""
-    if request.container is not None:
+    if request.container_image:
         return IN_CONTAINER
     return str(_environment(request) / "bin" / "python") if request.python else sys.executable
 
 
+def program_path(package: Package, request: EngineRequest) -> str:
+    """The program of the package, as the first word of a command."""
+    if request.container_image:
+        return package.program
+    if request.python:
+        return str(_environment(request) / "bin" / package.program)
+    return _program(package.program, request) or package.program
+
+
 def python_environment(request: EngineRequest, inherited: Mapping[str, str]) -> dict[str, str]:
     """What an engine's own Python environment changes in the common one; {} if it has none."""
-    if not request.python or request.container is not None:
+    if not request.python or request.container_image:
         return {}
     home = _environment(request)
     path = inherited.get("PATH", os.defpath)
@@ -52,7 +61,7 @@ def python_environment(request: EngineRequest, inherited: Mapping[str, str]) -> 
 
 def require(package: Package, request: EngineRequest) -> None:
     """EngineMissing: the package is not there, is too old, or its Python environment is none."""
-    if request.container is not None:
+    if request.container_image:
         return
     where = ""
     if request.python:

@@ -22,14 +22,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def model_source(request: EngineRequest) -> str:
-    """What the engine is told: an absolute path, or a hub id. SourceError: it is neither."""
+    """Where the model is: an absolute path, or a hub id. SourceError: it is neither."""
     source = request.source
     if not source:
         raise SourceError(
             f"model {request.model} has no source; give the path of its folder, or its id on the hub, as `source`"
         )
     path = os.path.expanduser(source)
-    if os.path.isabs(path) or source.startswith((".", "~")) or os.path.exists(path):
+    if os.path.isabs(path) or source.startswith("."):
         return os.path.abspath(path)
     if _HUB_ID.fullmatch(source) is None:
         raise SourceError(f"model {request.model}: {source!r} is neither a path nor an id on the hub, such as org/name")
@@ -52,6 +52,24 @@ def model_folder(request: EngineRequest, environment: Mapping[str, str]) -> str 
     if not os.path.isfile(os.path.join(source, CONFIG_FILE)):
         raise SourceError(f"{told} holds no {CONFIG_FILE}, so it is no model; give the folder of a whole model")
     return source
+
+
+def engine_source(request: EngineRequest) -> str:
+    """What the engine is told. In a container, which has no cache, a model of the hub's cache is its folder."""
+    source = model_source(request)
+    if not request.container_image or os.path.isabs(source):
+        return source
+    return _snapshot(hub_entry(source, {**os.environ, **request.env})) or source
+
+
+def model_mounts(request: EngineRequest) -> tuple[str, ...]:
+    """What a container must see of this machine's files to find the model; () if it has to download it."""
+    source = model_source(request)
+    if os.path.isabs(source):
+        return (source,)
+    # The whole entry: the files of a snapshot are links to its blobs.
+    entry = hub_entry(source, {**os.environ, **request.env})
+    return (str(entry),) if _snapshot(entry) else ()
 
 
 def hub_entry(hub_id: str, environment: Mapping[str, str]) -> Path:
