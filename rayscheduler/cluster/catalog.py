@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.names import DEVICES_LABEL, REAL
-from rayscheduler.cluster.placement_groups import bytes_on
+from rayscheduler.cluster.placement_groups import MIB, bytes_on
 from rayscheduler.cluster.reports import Launch
 from rayscheduler.config.models import EngineName
 from rayscheduler.config.service import ModelEntry, ServiceConfig
@@ -51,6 +51,7 @@ class Catalog:
                 **entry.engine_fields(),
                 replica=replica,
                 device_bytes=tuple(taken.values()),
+                device_capacity_bytes=_capacities(taken, node),
                 visible_devices=_visible_devices(taken, node),
                 backend=node.backend.value,
                 node_count=len(placement.nodes),
@@ -67,6 +68,13 @@ def core_model(entry: ModelEntry) -> Model:
         return model
     labels = {**model.requirement.labels, DEVICES_LABEL: REAL}
     return replace(model, requirement=replace(model.requirement, labels=labels))
+
+
+def _capacities(indices: Iterable[int], node: NodeInventory) -> tuple[int, ...]:
+    """All that each device has, lent or not: engines count in parts of it."""
+    whole = {device.index: (device.whole_mib or device.lent_mib) * MIB for device in node.devices}
+    here = list(indices)
+    return tuple(whole[index] for index in here) if all(index in whole for index in here) else ()
 
 
 def _visible_devices(indices: Iterable[int], node: NodeInventory) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from rayscheduler.config.fields import (
     word,
     word_schema,
 )
+from rayscheduler.config.places import ContainerSection, PythonFolder, RuntimeEnv, check_one_place
 from rayscheduler.config.values import Path, Wrong, one_of_these, shown
 from rayscheduler.config.yaml_lines import Document
 from rayscheduler.core.types import (
@@ -57,7 +58,10 @@ LOAD_MS = 1000
 class EngineName(str, Enum):
     """What can serve a model."""
 
+    VLLM = "vllm"
+    SGLANG = "sglang"
     LLAMA_CPP = "llama-cpp"
+    TRANSFORMERS = "transformers"
     COMMAND = "command"
     SIMULATED = "simulated"
 
@@ -241,6 +245,12 @@ class ModelSection(Section):
     """Instead of `memory`: bytes on each device, by device count."""
     gpus: list[DeviceCount] | None = Field(default=None, examples=["[1, 2, 4, 8]"])
     """Device counts it may take; if left out 1, 2, 4 and 8, or those of `memory_per_device`. [0]: host only."""
+    pipeline: Count = 1
+    """Stages that the layers are dealt to, each with an equal share of the devices; for vllm and sglang."""
+    kv_cache: Size | None = None
+    """Of `memory`, the KV cache on each device: for vllm and sglang, where the model's files are not there to tell."""
+    kv_type: Text | None = None
+    """What the KV cache is stored as, for example fp8; the model's own type if left out."""
     across_nodes: Flag = False
     """May one replica take devices of several nodes?"""
     exclusive: Flag = False
@@ -270,15 +280,23 @@ class ModelSection(Section):
     engine: EngineWord | None = Field(default=None, examples=["llama-cpp"])
     """What serves it."""
     source: Text | None = None
-    """The model's file, relative to this one; for `command`, whatever stands for ${MODEL}."""
+    """The model's file or folder, relative to this one, or its id on the hub; for `command`, what ${SOURCE} is."""
     args: list[Text] = Field(default_factory=list)
     """Arguments for the engine; for `command`, the whole command line."""
     env: dict[Text, Text] = Field(default_factory=dict)
     """Environment variables of the engine's process."""
+    python: PythonFolder | None = None
+    """The Python environment that the engine is installed in: the folder with bin/python."""
+    runtime_env: RuntimeEnv = Field(default_factory=dict)
+    """Ray makes this environment, on the node, for the engine: for example {pip: [vllm]}."""
+    container: ContainerSection | None = None
+    """The image that the engine runs in."""
     load_timeout: Duration = 300_000
     """A load that takes longer has failed."""
     context_length: Count | None = None
     """Tokens that one request may take."""
+    max_batched_tokens: Count | None = None
+    """Tokens that the engine computes in one step."""
     embedding: Flag = False
     """It gives embeddings, not text."""
     ready_path: Text = "/health"
@@ -299,6 +317,11 @@ class ModelSection(Section):
             raise Wrong("has no entry", "write for example {1: 60GiB, 2: 33GiB}", ("memory_per_device",))
         if self.gpus is not None and not self.gpus:
             raise Wrong("allows no device count", "write for example [1, 2], or [0] for cpu only", ("gpus",))
+        check_one_place(self.python, self.runtime_env, self.container)
+        uneven = [count for count in self.gpus or table or () if count % self.pipeline]
+        if uneven:
+            what = f"{uneven[0]} devices cannot form {self.pipeline} equal stages"
+            raise Wrong(what, f"write multiples of it, for example gpus: [{self.pipeline}]", ("pipeline",))
         if not self.bytes_by_count():
             counts = ", ".join(map(str, sorted(table or ())))
             what = f"no count of gpus is in memory_per_device, which has {counts}"
@@ -311,7 +334,8 @@ class ModelSection(Section):
             allowed = self.memory_per_device if self.gpus is None else self.gpus
             return {count: each for count, each in sorted(self.memory_per_device.items()) if count in allowed}
         memory = self.memory or 0
-        counts = sorted(set(DEVICE_COUNTS if self.gpus is None else self.gpus))
+        usual = [count for count in DEVICE_COUNTS if count % self.pipeline == 0] or [self.pipeline]
+        counts = sorted(set(usual if self.gpus is None else self.gpus))
         return {count: -(-memory // max(1, count)) for count in counts}
 
     def to_model(self) -> Model:

@@ -13,7 +13,9 @@ import re
 import shutil
 from collections.abc import Mapping
 
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment
+from rayscheduler.engines.containers import check_container
+from rayscheduler.engines.protocol import Command, Engine, EngineRequest, check_environment
+from rayscheduler.engines.python_package import python_environment
 from rayscheduler.errors import EngineError, EngineMissing
 
 NAME = "command"
@@ -35,13 +37,15 @@ VARIABLES: Mapping[str, str] = {
 }
 
 
-class CommandLine:
+class CommandLine(Engine):
     """Serves what its command serves; ready when `ready_path` answers with 2xx."""
 
     name = NAME
+    profiles_memory = True  # who knows what it runs
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)
+        check_container(request)
         if not request.args or not request.args[0]:
             raise EngineError(
                 f"model {request.model} has no command; give it as `args`, such as "
@@ -64,8 +68,11 @@ class CommandLine:
 
     def check(self, request: EngineRequest) -> None:
         self.validate(request)
+        if request.container_image:
+            return
         program = os.path.expanduser(request.args[0])
-        path = request.env.get("PATH", os.environ.get("PATH"))
+        inherited = {"PATH": os.environ.get("PATH", os.defpath)}
+        path = {**inherited, **python_environment(request, inherited), **request.env}["PATH"]
         if shutil.which(program, path=path) is None:
             raise EngineMissing(
                 f"model {request.model} is served by {program!r}, which is no program on this machine; "
@@ -80,6 +87,7 @@ class CommandLine:
             argv=(os.path.expanduser(program), *arguments),
             env={key: _filled(value, known, request.model) for key, value in request.env.items()},
             ready_path="" if request.node_rank else request.ready_path,
+            mounts=(known["SOURCE"],) if os.path.isabs(known.get("SOURCE", "")) else (),
         )
 
     def _variables(self, request: EngineRequest, port: int, api_key: str, host: str) -> dict[str, str]:

@@ -8,12 +8,13 @@ nodes the followers (simulated_follower.py) hold memory and a connection to it; 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment
+from rayscheduler.engines.containers import check_container
+from rayscheduler.engines.protocol import Command, Engine, EngineRequest, InFlight, check_environment
+from rayscheduler.engines.python_package import interpreter
 from rayscheduler.errors import EngineError
 
 NAME = "simulated"
@@ -41,13 +42,15 @@ class Simulation:
     allocate: bool | int = False
 
 
-class Simulated:
+class Simulated(Engine):
     """Needs no source; `args` are not used."""
 
     name = NAME
+    profiles_memory = False
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)
+        check_container(request)
         simulation_of(request)
 
     def check(self, request: EngineRequest) -> None:
@@ -76,7 +79,11 @@ class Simulated:
             "leader_port": request.leader_port,
         }
         program, ready_path = (_FOLLOWER, "") if request.node_rank else (_SERVER, "/health")
-        return Command((sys.executable, "-I", "-S", str(program), json.dumps(plan)), {}, ready_path)
+        argv = (interpreter(request), "-I", "-S", str(program), json.dumps(plan))
+        return Command(argv, dict(request.env), ready_path, mounts=(str(program.parent),))
+
+    def in_flight(self) -> InFlight:
+        return InFlight("/stats", lambda page: int(json.loads(page)["in_flight"]))
 
 
 def simulation_of(request: EngineRequest) -> Simulation:

@@ -81,6 +81,12 @@ def test_what_engines_are_told(config: ServiceConfig) -> None:
         "ready_path": "/ready",
         "load_timeout_ms": 600_000,
         "simulate": {},
+        "pipeline": 1,
+        "max_batched_tokens": None,
+        "kv_type": None,
+        "kv_cache_bytes": None,
+        "python": None,
+        "runtime_env": {},
     }
     assert config.models[2].engine_fields()["simulate"] == {
         "load": 2000,
@@ -125,7 +131,7 @@ def test_sources_are_relative_to_the_file(source: str, engine: str, absolute: st
     [
         ("{name: a, memory: 1GiB}", ": the key 'engine' is missing; add for example engine: llama-cpp"),
         ("{name: a, memory: 1GiB, engine: vlm}",
-         ".engine: 'vlm' is not one of the engines; the engines are: command, llama-cpp, simulated"),
+         ".engine: 'vlm' is not one of the engines; did you mean vllm?"),
         ("{name: a, memory: 1GiB, engine: lama-cpp}",
          ".engine: 'lama-cpp' is not one of the engines; did you mean llama-cpp?"),
         ("{name: a, memory: 1GiB, engine: llama-cpp}",

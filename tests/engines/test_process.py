@@ -206,7 +206,9 @@ def test_env_that_contradicts_the_scheduler_is_an_error(engine: str, key: str) -
 
 
 def test_an_unknown_engine_is_named_with_those_that_exist() -> None:
-    with pytest.raises(EngineError, match="no engine 'vlm'; known are llama-cpp, command, simulated"):
+    with pytest.raises(
+        EngineError, match="no engine 'vlm'; known are vllm, sglang, llama-cpp, transformers, command, simulated"
+    ):
         by_name("vlm")
 
 
