@@ -211,4 +211,5 @@ def _watched(record: RunnerRecord, report: RunnerReport) -> Watched:
         device_bytes={
             int(device.rpartition("/")[2]): size for device, size in zip(place.devices, place.device_bytes, strict=True)
         },
+        held_elsewhere_bytes=report.held_elsewhere_bytes,
     )

@@ -94,6 +94,7 @@ class Runner:
             endpoint=self._engine.endpoint,
             api_key=self._engine.api_key,
             load_ms=round((time.monotonic() - started_s) * 1000),
+            held_elsewhere_bytes=await self._engine.held_elsewhere_bytes(),
         )
         if not self._leaving:
             await self._say(RunnerState.RUNNING)

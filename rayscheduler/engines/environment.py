@@ -21,7 +21,7 @@ _PASSED_ON = frozenset(
 _PASSED_ON_LOWER = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy"})
 _PASSED_ON_PREFIXES = (
     *("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCM_", "MIOPEN_", "VK_"),
-    *("GGML_", "LLAMA_", "HF_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "TRITON_", "VLLM_", "SGLANG_"),
+    *("GGML_", "LLAMA_", "HF_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "TRITON_", "VLLM_", "SGLANG_", "OLLAMA_"),
 )
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_KEY|ACCESS_KEY|PRIVATE_KEY")
 

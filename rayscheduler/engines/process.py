@@ -8,6 +8,7 @@ this process ends, the supervisor ends the engine. Linux only.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import signal
@@ -82,6 +83,7 @@ class EngineProcess:
         self.log_path = Path()
         self._started_s = time.monotonic()
         self._ready_path = command.ready_path
+        self._held_elsewhere_path = command.held_elsewhere_path
         self._claimed = port
         self._mark = ""
         self.supervisor_pid = 0
@@ -177,6 +179,16 @@ class EngineProcess:
         """Host memory held by all processes of the engine: shared pages by their share (PSS), else resident."""
         return sum(_held_bytes(pid) for pid in self.pids())
 
+    async def held_elsewhere_bytes(self) -> int:
+        """Memory that a process which is not the engine's holds for it, as the engine says; 0 if it says nothing."""
+        if not self._held_elsewhere_path:
+            return 0
+        try:
+            answer = await asyncio.wait_for(self._get(self._held_elsewhere_path, whole=True), PROBE_TIMEOUT_S)
+            return int(json.loads(answer.partition(b"\r\n\r\n")[2])["held_elsewhere_bytes"])
+        except (OSError, ValueError, KeyError, TypeError, asyncio.TimeoutError):
+            return 0
+
     def log_tail(self, lines: int = 20) -> str:
         """The last lines that the engine wrote, at most 64 KiB of them."""
         tail: deque[bytes] = deque(maxlen=lines)
@@ -256,7 +268,7 @@ class EngineProcess:
     async def _probe(self, limit_s: float) -> str:
         """Ask once whether it is ready. `HTTP 200`, or what happened instead."""
         try:
-            line = (await asyncio.wait_for(self._ask(), limit_s)).split()
+            line = (await asyncio.wait_for(self._get(self._ready_path), limit_s)).decode("latin-1").split()
         except asyncio.TimeoutError:
             return f"it did not answer {self._ready_path} within {limit_s:.3g} s"
         except (OSError, ValueError) as error:
@@ -265,16 +277,16 @@ class EngineProcess:
             return f"it did not answer {self._ready_path} in HTTP"
         return f"HTTP {line[1]} from {self._ready_path}"
 
-    async def _ask(self) -> str:
-        """The status line of the readiness path. By hand: an HTTP client takes longer to import than
-        the small engines take to load."""
+    async def _get(self, path: str, whole: bool = False) -> bytes:
+        """The status line of the answer, or the whole of it. By hand: an HTTP client takes longer to import
+        than the small engines take to load."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             writer.write(
-                f"GET {self._ready_path} HTTP/1.1\r\nHost: {self.endpoint.removeprefix('http://')}\r\n"
+                f"GET {path} HTTP/1.1\r\nHost: {self.endpoint.removeprefix('http://')}\r\n"
                 f"Authorization: Bearer {self.api_key}\r\nConnection: close\r\n\r\n".encode()
             )
-            return (await reader.readline()).decode("latin-1")
+            return await (reader.read() if whole else reader.readline())
         finally:
             writer.transport.abort()
 

@@ -28,7 +28,8 @@ class EngineRequest:
 
     `device_bytes`: the ledger's vector, bytes on each device taken. `visible_devices`: the UUIDs of
     those devices, () on a cpu node. `context_length`: tokens that one request may take, None: the
-    engine's default. `concurrency`: requests served at the same time.
+    engine's default. `concurrency`: requests served at the same time. `daemon`: the URL of a running
+    program that hosts several models, for the engine that can use one.
     """
 
     model: str
@@ -45,15 +46,21 @@ class EngineRequest:
     ready_path: str = "/health"
     load_timeout_ms: int = 600_000
     simulate: Mapping[str, object] = field(default_factory=dict)
+    daemon: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program to start, what its environment has beyond the common one, and where it says it is ready."""
+    """A program to start, what its environment has beyond the common one, and where it says it is ready.
+
+    `held_elsewhere_path`: where it says as JSON how many bytes a process that is not its own holds for it,
+    `{"held_elsewhere_bytes": n}`; "": there is no such process.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     ready_path: str
+    held_elsewhere_path: str = ""
 
 
 class Engine(Protocol):
