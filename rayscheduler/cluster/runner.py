@@ -93,6 +93,7 @@ class Runner:
             endpoint=engine.endpoint,
             api_key=engine.api_key,
             load_ms=round((time.monotonic() - started_s) * 1000),
+            held_elsewhere_bytes=await engine.held_elsewhere_bytes(),
         )
         if not self._leaving:
             await self._say(RunnerState.RUNNING)
