@@ -324,9 +324,9 @@ class Allocator:
 
     async def node_report(self, node_id: str, report: AgentReport) -> list[Watched]:
         self._mailbox.put_all(self._membership.reported(node_id, report, now_ms() / 1000))
-        for replica, size in report.measured_bytes.items():
-            if record := self._roster.records.get(replica):
-                record.measured_bytes = size
+        node = self._membership.nodes.get(node_id)
+        if node is not None:
+            self._roster.measured(node.name, report.measured)
         return self._roster.watched(node_id)
 
     # -- what the executor says, in its thread ----------------------------------------------------

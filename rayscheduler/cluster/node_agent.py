@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
+from rayscheduler.cluster.deaths import Deaths
+from rayscheduler.cluster.drivers import gpus
+from rayscheduler.cluster.engine_starts import EngineStarts
 from rayscheduler.cluster.measuring import Measuring
-from rayscheduler.cluster.nvml import gpus
 from rayscheduler.cluster.reports import AgentReport, Watched
 from rayscheduler.cluster.warm_workers import keep_one
 from rayscheduler.core.types import ReplicaId
@@ -42,7 +44,8 @@ class NodeAgent:
         self._line = AllocatorLine()
         self._measuring = Measuring(resources)
         self._watched: dict[tuple[ReplicaId, str], Watched] = {}
-        self._pidfds: dict[tuple[ReplicaId, str], int] = {}
+        self._deaths: Deaths[tuple[ReplicaId, str]] = Deaths(lambda key: self._spawn(self._died(key)))
+        self._starts = EngineStarts(self._measuring.take, lambda: list(self._watched.values()))
         self._tasks: set[asyncio.Task[None]] = set()
         await asyncio.to_thread(sweep_orphans)
         self._spawn(self._report_forever())
@@ -62,6 +65,17 @@ class NodeAgent:
     async def confirm_gone(self, replica: ReplicaId) -> bool:
         """Whether no process of this replica's engines is left; what a dead runner left behind is ended."""
         return await asyncio.to_thread(_is_gone, replica)
+
+    async def take_turn(self, replica: ReplicaId, runner_pid: int, indices: Sequence[int]) -> bool:
+        """Wait for the turn of an engine that profiles free memory to start on these devices; see start_turns.py."""
+        return await self._starts.take_turn(replica, runner_pid, indices)
+
+    async def end_turn(self, replica: ReplicaId) -> None:
+        self._starts.end_turn(replica)
+
+    async def await_room(self, replica: ReplicaId, needed: Mapping[int, int], timeout_s: float) -> str:
+        """Wait until so many bytes are free on these devices: "", or after the time why they are not."""
+        return await self._starts.await_room(replica, needed, timeout_s)
 
     async def memory_back(self, pids: Sequence[int], timeout_s: float) -> bool:
         """Whether no GPU counts any of these dead processes any more, within the time."""
@@ -96,25 +110,12 @@ class NodeAgent:
     def _watch(self, wanted: Sequence[Watched]) -> None:
         """From now on watch exactly these."""
         now = {(watched.replica, watched.incarnation): watched for watched in wanted}
-        for key in set(self._pidfds) - set(now):
-            self._close(key)
-        for key in set(now) - set(self._pidfds):
-            try:
-                self._pidfds[key] = os.pidfd_open(now[key].runner_pid)
-            except ProcessLookupError:
-                self._spawn(self._died(key))
-            else:
-                asyncio.get_running_loop().add_reader(self._pidfds[key], self._saw_death, key)
+        for key in self._deaths.watched - now.keys():
+            self._deaths.forget(key)
+        for key in now.keys() - self._deaths.watched:
+            self._deaths.watch(key, now[key].runner_pid)
         self._watched = now
-
-    def _saw_death(self, key: tuple[ReplicaId, str]) -> None:
-        self._close(key)
-        self._spawn(self._died(key))
-
-    def _close(self, key: tuple[ReplicaId, str]) -> None:
-        pidfd = self._pidfds.pop(key)
-        asyncio.get_running_loop().remove_reader(pidfd)
-        os.close(pidfd)
+        self._starts.now_watched(wanted)
 
     async def _died(self, key: tuple[ReplicaId, str]) -> None:
         await asyncio.to_thread(sweep_orphans)

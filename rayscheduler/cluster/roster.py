@@ -1,6 +1,6 @@
 """The runners: what each has reported, and how much of its exit is confirmed.
 
-    reported:  nothing ─► ANNOUNCED ─► LOADING ─► RUNNING      (reports.RunnerState)
+    reported:  nothing ─► ANNOUNCED ─► (QUEUED) ─► LOADING ─► RUNNING      (reports.RunnerState)
     exit:      the engine is gone (its runner says so, or the agent of its node)
                and its placement group is gone (the executor says so)     = ReplicaStopped
 
@@ -11,13 +11,14 @@ that announces itself counts; news of a failure goes to the core exactly once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
-from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict, Watched
+from rayscheduler.cluster.reports import Launch, Measured, RunnerReport, RunnerState, Verdict, Watched
 from rayscheduler.core.events import FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
-from rayscheduler.core.types import ReplicaId
+from rayscheduler.core.types import DeviceId, NodeName, ReplicaId
+from rayscheduler.engines import by_name
 
 SILENT_S = 5.0  # a runner announces itself within two
 ANNOUNCE_WITHIN_S = 180.0  # but Ray may have to start a worker on a busy node
@@ -35,8 +36,22 @@ class RunnerRecord:
     failed: bool = False
     engine_gone: bool = False
     group_gone: bool = False
-    measured_bytes: int | None = None
+    measured: dict[NodeName, Measured] = field(default_factory=dict)
     away: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def measured_bytes(self) -> int | None:
+        """What its processes hold, wherever they are; None: nothing was measured yet."""
+        return sum(each.all_bytes for each in self.measured.values()) if self.measured else None
+
+    def measured_device_bytes(self) -> list[int | None]:
+        """The same device by device, in the order of its placement; None where it is not known."""
+        return [self._measured_on(device) for device in self.launch.placement.devices]
+
+    def _measured_on(self, device: DeviceId) -> int | None:
+        node, _, index = device.rpartition("/")
+        measured = self.measured.get(NodeName(node))
+        return measured.device_bytes.get(int(index)) if measured else None
 
     @property
     def state(self) -> RunnerState | None:
@@ -84,6 +99,8 @@ class Roster:
             self._suspect(report.launch.replica)
             return Verdict.STAND_DOWN
         before = record.state
+        if before is RunnerState.QUEUED:
+            record.since_ms = now_ms()  # its load begins now
         record.report = report
         if report.state is not before:
             self._changed(record, report)
@@ -125,6 +142,12 @@ class Roster:
         record = self.records.get(replica)
         if record is not None:
             self._failed(record, FailureKind.LOAD, detail)
+
+    def measured(self, node: NodeName, by_replica: Mapping[ReplicaId, Measured]) -> None:
+        """What the agent of a node has read."""
+        for replica, measured in by_replica.items():
+            if record := self.records.get(replica):
+                record.measured[node] = measured
 
     # -- housekeeping -----------------------------------------------------------------------------
 
@@ -202,13 +225,13 @@ def _is_hung(record: RunnerRecord) -> bool:
 
 
 def _watched(record: RunnerRecord, report: RunnerReport) -> Watched:
-    place = report.launch.placement
+    launch = report.launch
+    loads = report.state is RunnerState.LOADING and bool(launch.request.visible_devices)
     return Watched(
         replica=report.launch.replica,
         incarnation=report.incarnation,
         runner_pid=report.runner_pid,
         engine_pid=report.engine_pid,
-        device_bytes={
-            int(device.rpartition("/")[2]): size for device, size in zip(place.devices, place.device_bytes, strict=True)
-        },
+        device_bytes=launch.device_bytes_on(launch.placement.nodes[0]),
+        profiling=loads and by_name(launch.engine).profiles_memory,
     )

@@ -1,7 +1,10 @@
 """The runner: the Serve deployment that hosts one replica's engine, in its own placement group.
 
-    ANNOUNCED ──GO──► LOADING ──ready──► RUNNING ──the engine ended unasked──► CRASHED
-                         └─────not ready─────► FAILED       any ──stop──► STOPPED
+    ANNOUNCED ──GO──► (QUEUED) ──► LOADING ──ready──► RUNNING ──the engine ended unasked──► CRASHED
+                         └─────no room─────┴─────not ready─────► FAILED       any ──stop──► STOPPED
+
+QUEUED is for engines on GPUs: until it is their turn, if they profile free memory, and until what they need of
+the devices is free.
 
 Rules of this file: no engine is started before the allocator says GO to this incarnation, so a runner that
 Serve restarts in place stands down. A state is reported only when it is true: STOPPED, FAILED and CRASHED
@@ -21,15 +24,14 @@ from pathlib import Path
 
 import ray
 
+from rayscheduler.cluster.agent_line import AgentLine
 from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
-from rayscheduler.cluster.names import NAMESPACE, agent_name
 from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict
 from rayscheduler.engines import by_name
 from rayscheduler.engines.process import EngineProcess, log_file_name
 from rayscheduler.errors import EngineError
 
 LOG_LINES = 20
-MEMORY_BACK_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Runner:
         self._line = AllocatorLine()
         self._engine: EngineProcess | None = None
         self._starting: asyncio.Future[EngineProcess] | None = None
+        self._queueing: asyncio.Future[None] | None = None
         self._leaving = False
         self._report = RunnerReport(
             launch=launch,
@@ -51,6 +54,7 @@ class Runner:
             node_id=context.get_node_id(),
             runner_pid=os.getpid(),
         )
+        self._agent = AgentLine(self._report.node_id, launch.replica)
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     async def __del__(self) -> None:
@@ -79,6 +83,9 @@ class Runner:
         """The engine's life, from its start to the end that nobody asked for."""
         started_s = time.monotonic()
         try:
+            if self._launch.request.visible_devices and not await self._wait_for_devices():
+                return
+            started_s = time.monotonic()
             self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_engine))
             self._engine = await self._starting
             self._report = replace(self._report, engine_pid=self._engine.pid)
@@ -97,10 +104,35 @@ class Runner:
         )
         if not self._leaving:
             await self._say(RunnerState.RUNNING)
+        await self._end_turn()
         ended = await self._engine.wait_exit()
         if not self._leaving:
             told = f"the engine {ended.words}\n{self._engine.log_tail(LOG_LINES)}"
             await self._say(RunnerState.CRASHED, told.strip())
+
+    async def _wait_for_devices(self) -> bool:
+        """Whether the engine may start now; False: it is not to start any more. EngineError: there is no room."""
+        await self._say(RunnerState.QUEUED)
+        self._queueing = asyncio.ensure_future(self._queue())
+        await asyncio.wait({self._queueing})  # `_leave` may cancel it
+        if self._queueing.cancelled() or self._leaving:
+            return False
+        self._queueing.result()
+        return True
+
+    async def _queue(self) -> None:
+        needed = self._launch.device_bytes_on(self._launch.placement.nodes[0])
+        if self._profiles:
+            await self._agent.take_turn(os.getpid(), sorted(needed))
+        await self._agent.await_room(needed)
+
+    async def _end_turn(self) -> None:
+        if self._profiles and self._queueing is not None:
+            await self._agent.end_turn()
+
+    @property
+    def _profiles(self) -> bool:
+        return by_name(self._launch.engine).profiles_memory
 
     def _start_engine(self) -> EngineProcess:
         launch = self._launch
@@ -127,23 +159,17 @@ class Runner:
     async def _leave(self) -> None:
         """End the engine, if there is one; returns when it is gone and its memory is back."""
         self._leaving = True
+        if self._queueing is not None:
+            self._queueing.cancel()
         if self._starting is not None:
             with suppress(EngineError):
                 self._engine = await asyncio.shield(self._starting)
-        if self._engine is None:
-            return
-        pids = self._engine.pids()
-        await self._engine.stop(self._launch.stop_grace_s)
-        if self._launch.request.visible_devices:
-            await self._memory_back(pids)
-
-    async def _memory_back(self, pids: list[int]) -> None:
-        """A driver may take a moment to take back what a dead process held."""
-        try:
-            agent = ray.get_actor(agent_name(self._report.node_id), namespace=NAMESPACE)
-            await asyncio.wait_for(agent.memory_back.remote(pids, MEMORY_BACK_S), MEMORY_BACK_S + 1)
-        except Exception as problem:
-            logger.warning("nobody confirms that the memory of %s is back: %s", self._launch.replica, problem)
+        if self._engine is not None:
+            pids = self._engine.pids()
+            await self._engine.stop(self._launch.stop_grace_s)
+            if self._launch.request.visible_devices:
+                await self._agent.memory_back(pids)
+        await self._end_turn()
 
 
 def _log_path(replica: str) -> Path:

@@ -100,10 +100,10 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
         smallest = max(1, counts[0])
         free = sizes[smallest - 1] if len(sizes) >= smallest else 0
         return refusal(RefusalReason.DEVICE_MEMORY, want.device_memory_bytes, free)
-    sizes = {n: sorted((node.devices[i].capacity_bytes for i in among(large, n)), reverse=True) for n in roomy}
-    offered = [count for count in roomy if sum(sizes[count][:count]) >= want.total_device_memory_bytes]
+    sizes_of = {n: sorted((node.devices[i].capacity_bytes for i in among(large, n)), reverse=True) for n in roomy}
+    offered = [count for count in roomy if sum(sizes_of[count][:count]) >= want.total_device_memory_bytes]
     if not offered:
-        most = sum(sizes[roomy[-1]][: roomy[-1]])
+        most = sum(sizes_of[roomy[-1]][: roomy[-1]])
         return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, most)
     options = [_option(node, model, count, tuple(among(large, count))) for count in offered]
     if want.exclusive:
@@ -111,7 +111,7 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
         options = [option for option in options if len(option.indices) >= option.count]
         if not options:
             each = want.bytes_by_count[offered[-1]]
-            return refusal(RefusalReason.MEMORY, each, sizes[offered[-1]][offered[-1] - 1])
+            return refusal(RefusalReason.MEMORY, each, sizes_of[offered[-1]][offered[-1] - 1])
     return Needs(model, options, ranks, settings.strategy)
 
 

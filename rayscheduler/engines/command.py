@@ -34,6 +34,7 @@ class CommandLine:
     """Serves what its command serves; ready when `ready_path` answers with 2xx."""
 
     name = NAME
+    profiles_memory = True  # who knows what it runs
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)

@@ -41,6 +41,7 @@ class LlamaCpp:
     """Serves `source`, a GGUF file (the first one of a split model)."""
 
     name = NAME
+    profiles_memory = False  # it takes what its context and layers need, whatever is free
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)

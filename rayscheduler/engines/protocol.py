@@ -62,6 +62,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def profiles_memory(self) -> bool:
+        """Whether it measures, while it loads, what is free on its devices. Such engines start one at a time per
+        device: two at once would each take the other's memory for lost."""
+
     def validate(self, request: EngineRequest) -> None:
         """What can be said on any machine: are `args`, `env` and the rest right? EngineError if not."""
 

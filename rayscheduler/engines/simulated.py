@@ -43,6 +43,7 @@ class Simulated:
     """Needs no source; `args` are not used."""
 
     name = NAME
+    profiles_memory = False
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)
