@@ -6,16 +6,16 @@
 and of that only what reaches into what is lent. Rules of this file: what is available is read before what
 is ours, so that an engine that grows meanwhile is not taken for others. Where the driver does not know our
 processes (another process namespace) or does not tell what they hold, ours is what is reserved, as far as
-somebody holds it.
+somebody holds it. A device that cannot be read is what it was for UNREAD_S: drivers have hiccups, and a device
+that is lost takes its engines along.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import psutil
 
 from rayscheduler.cluster.attribution import Attribution, Who, in_first_pid_namespace
 from rayscheduler.cluster.drivers import driver_version, gpus
@@ -25,6 +25,9 @@ from rayscheduler.cluster.inventory import LentDevice, NodeInventory
 from rayscheduler.cluster.reports import AgentReport, DeviceReading, ForeignProcess, Measured, Watched
 from rayscheduler.cluster.resources import MIB, available_memory_bytes, read_inventory
 from rayscheduler.core.types import Backend, ReplicaId
+from rayscheduler.engines.process import held_bytes
+
+UNREAD_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +42,23 @@ class _OnDevice:
 class Measuring:
     """Takes the readings of one node."""
 
-    def __init__(self, resources: Mapping[str, float], faults: GpuFaults | None = None) -> None:
+    def __init__(
+        self, resources: Mapping[str, float], faults: GpuFaults | None = None, unread_s: float = UNREAD_S
+    ) -> None:
         self._resources = resources
+        self._unread_s = unread_s
         self._faults = faults or GpuFaults()
         self._attribution = Attribution()
         self._lock = threading.Lock()
         self._first: dict[str, Gpu] = {}  # by UUID, at the first look: when one falls off, others move up
+        self._last: dict[str, tuple[Gpu, float]] = {}  # by UUID, when it could be read last, and when that was
         self._driver = ""
 
     def take(self, watched: Sequence[Watched]) -> AgentReport:
         with self._lock:
-            here = self._gpus()
-            inventory = self._inventory(here)
+            found = gpus()
+            here = self._here(found)
+            inventory = self._inventory(here, self._faults.seen(found))
             if inventory.backend is Backend.CPU or inventory.simulated:
                 return self._on_host(inventory, watched)
             pids = self._attribution.engines(watched)
@@ -78,22 +86,22 @@ class Measuring:
         )
         return AgentReport(inventory, readings, {replica: Measured({0: size}) for replica, size in held.items()})
 
-    def _gpus(self) -> dict[int, Gpu]:
-        """Those that can be read, by the index that they had at the first look."""
-        found = gpus()
+    def _here(self, found: Sequence[Gpu]) -> dict[int, Gpu]:
+        """Those that can be read, or could a moment ago, by the index that they had at the first look."""
         if found and not self._first:
             self._first = {gpu.uuid: gpu for gpu in found}
             self._driver = driver_version()
             if found[0].backend is Backend.NVIDIA:
                 self._faults.watch()
-        first = self._first
-        known = (replace(gpu, index=first[gpu.uuid].index) for gpu in found if gpu.uuid in first)
-        return {gpu.index: gpu for gpu in known}
+        now_s = time.monotonic()
+        for gpu in found:
+            if gpu.uuid in self._first:
+                self._last[gpu.uuid] = replace(gpu, index=self._first[gpu.uuid].index), now_s
+        return {gpu.index: gpu for gpu, read_s in self._last.values() if now_s - read_s <= self._unread_s}
 
-    def _inventory(self, here: Mapping[int, Gpu]) -> NodeInventory:
+    def _inventory(self, here: Mapping[int, Gpu], wrong: Mapping[str, str]) -> NodeInventory:
         first = {gpu.index: gpu for gpu in self._first.values()}
         inventory = read_inventory(self._resources, list(first.values()))
-        wrong = self._faults.seen(list(here.values()))
         missing = dict(inventory.missing)
         for device in inventory.devices if first and not inventory.simulated else ():
             card = first[device.index].card if device.index in first else ""
@@ -102,15 +110,6 @@ class Measuring:
             elif device.index not in here:
                 missing[device.index] = "its driver does not show it any more"
         return replace(inventory, missing=missing, driver=self._driver)
-
-
-def held_bytes(pid: int) -> int:
-    """Host memory of a process: shared pages by their share (PSS) where the kernel tells; 0 if it is gone."""
-    try:
-        memory = psutil.Process(pid).memory_full_info()
-    except psutil.Error:
-        return 0
-    return int(getattr(memory, "pss", 0) or memory.rss)
 
 
 def _on_device(

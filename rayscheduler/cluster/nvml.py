@@ -4,8 +4,9 @@
     a card in MIG mode         one device for each of its GPU instances, and none for the card itself
 
 Rules of this file: a machine without NVIDIA's library has no GPUs, which is no error. A device that NVML
-cannot read any more is missing from the answer. What an older driver does not offer is told as unknown. NVML
-learns of cards that came back only when it is initialised anew, which is done while some card is missing.
+cannot read any more is missing from the answer. What an older driver does not offer is told as unknown; process
+lists are asked for by version, since pynvml refuses the plain names on drivers older than itself. NVML learns
+of cards that came back only when it is initialised anew, which is done while some card is missing.
 """
 
 from __future__ import annotations
@@ -230,7 +231,11 @@ def _held(handle: Any) -> dict[int, int | None] | None:
         return None
     held: dict[int, int | None] = {process.pid: process.usedGpuMemory for process in listed}
     # A process that draws and computes is in both lists, with all its bytes in each.
-    for process in _told(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle), []):
+    drawing = _first_told(
+        lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle),
+        lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2(handle),
+    )
+    for process in drawing or ():
         held.setdefault(process.pid, process.usedGpuMemory)
     return held
 

@@ -175,7 +175,7 @@ class EngineProcess:
 
     def measured_bytes(self) -> int:
         """Host memory held by all processes of the engine: shared pages by their share (PSS), else resident."""
-        return sum(_held_bytes(pid) for pid in self.pids())
+        return sum(held_bytes(pid) for pid in self.pids())
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines that the engine wrote, at most 64 KiB of them."""
@@ -295,8 +295,8 @@ def log_file_name(replica: str) -> str:
     return quote(replica, safe="#@:+ ") + ".log"
 
 
-def _held_bytes(pid: int) -> int:
-    """PSS of a process, or its resident memory where the kernel does not tell; 0 if it is gone."""
+def held_bytes(pid: int) -> int:
+    """Host memory of a process: shared pages by their share (PSS) where the kernel tells; 0 if it is gone."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:

@@ -106,7 +106,7 @@ def test_who_holds_what(smi: FakeAmdSmi) -> None:
 
 
 def test_a_card_that_vanishes_is_missing(smi: FakeAmdSmi) -> None:
-    measures = Measuring({"gpu-0-mib": 1000.0, "gpu-1-mib": 1000.0})
+    measures = Measuring({"gpu-0-mib": 1000.0, "gpu-1-mib": 1000.0}, unread_s=0)
     report = measures.take([])
     assert (report.inventory.backend, report.inventory.missing) == (Backend.ROCM, {})
     smi.cards[0].pop("amdsmi_get_gpu_memory_usage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -113,6 +114,16 @@ def test_a_process_is_looked_at_once(see: Callable[..., Measuring], monkeypatch:
     monkeypatch.setattr(attribution, "start_time", lambda pid: 2)
     measures.take([])
     assert looked == [9, 9], "and again when its number is another's"
+
+
+def test_a_hiccup_of_the_driver_loses_no_device(see: Callable[..., Measuring], monkeypatch: pytest.MonkeyPatch) -> None:
+    measures = see(GIB, {9: GIB}, [], {9: Who("python")})
+    before = measures.take([])
+    monkeypatch.setattr(measuring, "gpus", lambda: ())
+    assert measures.take([]) == before
+    later_s = time.monotonic() + measuring.UNREAD_S + 1
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: later_s)
+    assert measures.take([]).inventory.missing == {0: "its driver does not show it any more"}
 
 
 def test_what_others_hold_of_lent_ram(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,7 @@ def test_memory_of_others_is_news_when_it_changes_much() -> None:
 
 def test_a_gpu_that_disappears_is_lost_once(two_gpus: list[Gpu]) -> None:
     lent = {"gpu-0-mib": 81920.0, "gpu-1-mib": 81920.0}
-    nodes, measures = Membership(), Measuring(lent)
+    nodes, measures = Membership(), Measuring(lent, unread_s=0)
     nodes.observe([listed("n1", **lent)], 0)
     (joined,) = nodes.reported("n1", measures.take([]), 0)
     assert isinstance(joined, NodeJoined)

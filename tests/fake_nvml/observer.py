@@ -102,7 +102,7 @@ def main(alike: bool) -> None:
             answer = detect_devices()
         else:
             if measuring is None:
-                measuring = Measuring(resources_json(detect_devices()))
+                measuring = Measuring(resources_json(detect_devices()), unread_s=0)
             answer = measuring.take(*args)
         pickle.dump(answer, sys.stdout.buffer)
         sys.stdout.buffer.flush()
