@@ -43,24 +43,29 @@ class Measuring:
     """Takes the readings of one node."""
 
     def __init__(
-        self, resources: Mapping[str, float], faults: GpuFaults | None = None, unread_s: float = UNREAD_S
+        self,
+        resources: Mapping[str, float],
+        known: NodeInventory | None = None,
+        faults: GpuFaults | None = None,
+        unread_s: float = UNREAD_S,
     ) -> None:
+        """`known`: what was told of this node before, by an agent that is no more."""
         self._resources = resources
+        self._first = known  # what was there at the first look: when a device falls off, others move up
         self._unread_s = unread_s
         self._faults = faults or GpuFaults()
         self._attribution = Attribution()
         self._lock = threading.Lock()
-        self._first: dict[str, Gpu] = {}  # by UUID, at the first look: when one falls off, others move up
-        self._last: dict[str, tuple[Gpu, float]] = {}  # by UUID, when it could be read last, and when that was
-        self._driver = ""
+        self._last: dict[int, tuple[Gpu, float]] = {}  # by index, when it could be read last, and when that was
 
     def take(self, watched: Sequence[Watched]) -> AgentReport:
         with self._lock:
             found = gpus()
-            here = self._here(found)
-            inventory = self._inventory(here, self._faults.seen(found))
-            if inventory.backend is Backend.CPU or inventory.simulated:
-                return self._on_host(inventory, watched)
+            first = self._first_look(found)
+            if first.backend is Backend.CPU or first.simulated:
+                return self._on_host(first, watched)
+            here = self._here(first, found)
+            inventory = self._now(first, here, self._faults.seen(found))
             pids = self._attribution.engines(watched)
             strangers = {pid for gpu in here.values() for pid in gpu.held_bytes}.difference(*pids.values())
             who = self._attribution.who(sorted(strangers))
@@ -86,30 +91,35 @@ class Measuring:
         )
         return AgentReport(inventory, readings, {replica: Measured({0: size}) for replica, size in held.items()})
 
-    def _here(self, found: Sequence[Gpu]) -> dict[int, Gpu]:
+    def _first_look(self, found: Sequence[Gpu]) -> NodeInventory:
+        """What the node lends, once and for all; again while its driver shows nothing yet."""
+        if self._first is None or (found and not self._first.devices):
+            inventory = read_inventory(self._resources, found)
+            self._first = replace(inventory, driver=driver_version() if found else "")
+        return self._first
+
+    def _here(self, first: NodeInventory, found: Sequence[Gpu]) -> dict[int, Gpu]:
         """Those that can be read, or could a moment ago, by the index that they had at the first look."""
-        if found and not self._first:
-            self._first = {gpu.uuid: gpu for gpu in found}
-            self._driver = driver_version()
-            if found[0].backend is Backend.NVIDIA:
-                self._faults.watch()
+        if found and found[0].backend is Backend.NVIDIA:
+            self._faults.watch()
+        index_of = {device.uuid: device.index for device in first.devices}
         now_s = time.monotonic()
         for gpu in found:
-            if gpu.uuid in self._first:
-                self._last[gpu.uuid] = replace(gpu, index=self._first[gpu.uuid].index), now_s
-        return {gpu.index: gpu for gpu, read_s in self._last.values() if now_s - read_s <= self._unread_s}
+            if gpu.uuid in index_of:
+                self._last[index_of[gpu.uuid]] = gpu, now_s
+        return {index: gpu for index, (gpu, read_s) in self._last.items() if now_s - read_s <= self._unread_s}
 
-    def _inventory(self, here: Mapping[int, Gpu], wrong: Mapping[str, str]) -> NodeInventory:
-        first = {gpu.index: gpu for gpu in self._first.values()}
-        inventory = read_inventory(self._resources, list(first.values()))
-        missing = dict(inventory.missing)
-        for device in inventory.devices if first and not inventory.simulated else ():
-            card = first[device.index].card if device.index in first else ""
+    def _now(self, first: NodeInventory, here: Mapping[int, Gpu], wrong: Mapping[str, str]) -> NodeInventory:
+        """What of it is missing: never there, not to be read any more, or of no use."""
+        indices = {device.index for device in first.devices}
+        missing = {index: why for index, why in first.missing.items() if index not in indices}
+        for index in sorted(indices):
+            card = self._last[index][0].card if index in self._last else ""
             if card in wrong:
-                missing[device.index] = wrong[card]
-            elif device.index not in here:
-                missing[device.index] = "its driver does not show it any more"
-        return replace(inventory, missing=missing, driver=self._driver)
+                missing[index] = wrong[card]
+            elif index not in here:
+                missing[index] = "its driver does not show it any more"
+        return replace(first, missing=missing)
 
 
 def _on_device(

@@ -19,6 +19,7 @@ from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
 from rayscheduler.cluster.deaths import Deaths
 from rayscheduler.cluster.drivers import gpus
 from rayscheduler.cluster.engine_starts import EngineStarts
+from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.measuring import Measuring
 from rayscheduler.cluster.reports import AgentReport, Watched
 from rayscheduler.cluster.warm_workers import keep_one
@@ -42,7 +43,7 @@ class NodeAgent:
         self._raylet_pid = os.getppid()
         self._raylet_address = raylet_address
         self._line = AllocatorLine()
-        self._measuring = Measuring(resources)
+        self._measuring = Measuring(resources, await self._known())
         self._watched: dict[tuple[ReplicaId, str], Watched] = {}
         self._deaths: Deaths[tuple[ReplicaId, str]] = Deaths(lambda key: self._spawn(self._died(key)))
         self._starts = EngineStarts(self._measuring.take, lambda: list(self._watched.values()))
@@ -88,6 +89,14 @@ class NodeAgent:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)
         return True
+
+    async def _known(self) -> NodeInventory | None:
+        """What an agent before this one told of the node: its devices keep their numbers."""
+        try:
+            known: NodeInventory | None = await self._line.ask_once("known_inventory", self._node_id)
+        except AllocatorAway:
+            return None
+        return known
 
     async def _keep_warm(self) -> None:
         """Others start workers, too, and may take the one that was kept."""

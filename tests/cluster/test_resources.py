@@ -258,6 +258,19 @@ def test_a_gpu_that_disappears_is_lost_once(two_gpus: list[Gpu]) -> None:
     assert nodes.reported("n1", measures.take([]), 4) == []
 
 
+def test_a_new_agent_counts_as_the_one_before_it_did(two_gpus: list[Gpu]) -> None:
+    lent = {"gpu-0-mib": 81920.0, "gpu-1-mib": 81920.0}
+    before = Measuring(lent).take([]).inventory
+    two_gpus[:] = [replace(two_gpus[1], index=0)]
+    measures = Measuring(lent, before, unread_s=0)
+    report = measures.take([])
+    assert [reading.index for reading in report.readings] == [1]
+    assert report.inventory.devices == before.devices
+    assert list(report.inventory.missing) == [0]
+    two_gpus[:] = [Gpu(0, "GPU-0", "NVIDIA H100 80GB HBM3", 80 * GIB, 0), replace(two_gpus[0], index=1)]
+    assert measures.take([]).inventory.missing == {}
+
+
 def test_a_gpu_that_its_driver_never_showed_is_not_offered_and_said_to_be_lost(two_gpus: list[Gpu]) -> None:
     lent = {"gpu-0-mib": 81920.0, "gpu-5-mib": 81920.0}
     nodes = Membership()
