@@ -27,6 +27,7 @@ from rayscheduler.cluster.event_log import EventLog
 from rayscheduler.cluster.executor import EngineEnded, Executor
 from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.housekeeping import Housekeeping
+from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, refused, said
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
@@ -339,11 +340,16 @@ class Allocator:
         await self._ready.wait()
         self._roster.died(replica, incarnation, node_id)
 
+    async def known_inventory(self, node_id: str) -> NodeInventory | None:
+        """What the agent of a node has told of it; None: nothing yet."""
+        node = self._membership.nodes.get(node_id)
+        return node.inventory if node else None
+
     async def node_report(self, node_id: str, report: AgentReport) -> list[Watched]:
         self._mailbox.put_all(self._membership.reported(node_id, report, now_ms() / 1000))
-        for replica, size in report.measured_bytes.items():
-            if record := self._roster.records.get(replica):
-                record.measured_on[node_id] = size
+        node = self._membership.nodes.get(node_id)
+        if node is not None:
+            self._roster.measured(node.name, report.measured)
         return self._roster.watched(node_id)
 
     # -- what the executor says, in its thread ----------------------------------------------------
