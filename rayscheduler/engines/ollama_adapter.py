@@ -76,7 +76,7 @@ async def serve(plan: Plan, api_key: str, own: OwnDaemon | None) -> None:
         await asyncio.wait({living})
         await server.cleanup()  # whoever is being answered is cut off, so that the daemon stops at once
         await tenant.leave()
-        if not living.cancelled():
+        if not living.cancelled() and not told_to_end.is_set():  # the daemon has heard the same signal
             living.result()
 
 
