@@ -176,6 +176,7 @@ def digest_of(name: str) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     stand: Stand
 
     def do_GET(self) -> None:

@@ -40,7 +40,7 @@ def notes_of_this_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 
 
 @pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_loan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ollama, "KEEP_ALIVE_S", 2.0)
     monkeypatch.setattr(ollama, "RENEW_S", 0.1)
     monkeypatch.setattr(ollama, "WATCH_S", 0.1)
@@ -139,7 +139,7 @@ async def test_two_models_in_one_daemon_come_and_go(start: Start, operator: Oper
     assert operator.loaded() == ["other:latest"]
 
 
-async def test_a_model_is_kept_while_its_replica_lives(start: Start, operator: Operator, short_lease: None) -> None:
+async def test_a_model_is_kept_while_its_replica_lives(start: Start, operator: Operator, short_loan: None) -> None:
     """Longer than the daemon would keep it by itself; and when the replica is killed, no longer than that."""
     engine = start("ollama", request(operator))
     await engine.wait_ready(BOUND_S)
@@ -200,7 +200,7 @@ async def test_a_model_that_the_operator_has_loaded_is_left_alone(start: Start, 
     assert operator.loaded() == ["tiny:latest"]
 
 
-async def test_an_old_note_makes_nobodys_model_ours(start: Start, operator: Operator, short_lease: None) -> None:
+async def test_an_old_note_makes_nobodys_model_ours(start: Start, operator: Operator, short_loan: None) -> None:
     first = start("ollama", request(operator))
     await first.wait_ready(BOUND_S)
     os.kill(first.pid, signal.SIGKILL)
