@@ -28,7 +28,7 @@ from rayscheduler.cluster.executor import EngineEnded, Executor
 from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.housekeeping import Housekeeping
 from rayscheduler.cluster.journal import Journal
-from rayscheduler.cluster.lease_book import LeaseBook, Reply, refused
+from rayscheduler.cluster.lease_book import LeaseBook, Reply, refused, said
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
 from rayscheduler.cluster.progress import Progress
@@ -145,19 +145,35 @@ class Allocator:
         tier: str | None = None,
         deadline_ms: int | None = None,
     ) -> Reply:
-        """Wait for a lease on a replica of a model: granted or rejected. See serving/allocator_port.py."""
+        """Wait for a lease on a replica of a model: granted or rejected. See allocator_port.py."""
         await self._ready.wait()
+        return await asyncio.shield(self._ask(HolderId(holder), model, request_id, priority, tier, deadline_ms))
+
+    async def exchange(self, holder: str, ended: list[str], asks: list[list[Any]]) -> list[Reply | None]:
+        """Requests that have ended, and new ones, in one pass; None for those that wait. See allocator_port.py."""
+        await self._ready.wait()
+        self._leases.heard(HolderId(holder))
+        self._leases.release(map(RequestId, ended))
+        replies = [self._ask(HolderId(holder), *ask) for ask in asks]
+        if not all(reply.done() for reply in replies):
+            await self._progress.next()
+        return [reply.result() if reply.done() else None for reply in replies]
+
+    def _ask(
+        self,
+        holder: HolderId,
+        model: str,
+        request_id: str,
+        priority: int | None,
+        tier: str | None,
+        deadline_ms: int | None,
+    ) -> asyncio.Future[Reply]:
         if priority is None and tier is not None:
             tiers = self._deployed.config.settings().tiers
             if tier not in tiers:
-                return _unknown_tier(tier, tiers)
+                return said(_unknown_tier(tier, tiers))
             priority = tiers[tier]
-        name = self._deployed.resolve(model)
-        return await self._leases.ask(name, RequestId(request_id), HolderId(holder), priority, deadline_ms)
-
-    async def release(self, request_ids: list[str]) -> None:
-        await self._ready.wait()
-        self._leases.release(map(RequestId, request_ids))
+        return self._leases.ask(self._deployed.resolve(model), RequestId(request_id), holder, priority, deadline_ms)
 
     async def heartbeat(self, holder: str, held: list[list[str]] | None = None) -> None:
         """`held`: pairs of request and replica, for an allocator that has to learn them anew."""

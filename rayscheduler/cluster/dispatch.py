@@ -5,17 +5,17 @@ Rules of this file: every decision goes into the journal and to exactly one plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.executor import Order, Start, Stop
 from rayscheduler.cluster.journal import Journal
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, rejection
 from rayscheduler.cluster.membership import Membership
-from rayscheduler.cluster.placement_groups import bundles_of
+from rayscheduler.cluster.placement_groups import RayNode, bundles_of
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
-from rayscheduler.core.types import ModelName, RejectCode, ReplicaId, StopReason
+from rayscheduler.core.types import ModelName, NodeName, RejectCode, ReplicaId, StopReason
 
 RETRY_AFTER_S = {
     RejectCode.QUEUE_FULL: 1,
@@ -48,6 +48,7 @@ class Dispatch:
 
     def carry_out(self, decisions: Iterable[Decision], catalog: Catalog, serial: int) -> None:
         orders: list[Order] = []
+        nodes = self._membership.ray_nodes()
         for decision in decisions:
             self._journal.note(decision, serial)
             if isinstance(decision, Grant):
@@ -57,7 +58,7 @@ class Dispatch:
             elif isinstance(decision, StopReplica):
                 orders.append(self._stop(decision))
             else:
-                orders.append(self._start(decision, catalog))
+                orders.append(self._start(decision, catalog, nodes))
         if orders:
             self._order(orders)
 
@@ -89,8 +90,8 @@ class Dispatch:
         self._roster.stop(replica)
         return Stop(replica, clean)
 
-    def _start(self, decision: StartReplica, catalog: Catalog) -> Start:
+    def _start(self, decision: StartReplica, catalog: Catalog, nodes: Mapping[NodeName, RayNode]) -> Start:
         inventories = self._membership.inventories(decision.placement.nodes)
         launch = catalog.launch(decision.replica, decision.model, decision.placement, inventories)
         self._roster.start(launch)
-        return Start(launch, bundles_of(decision.placement, self._membership.ray_nodes()))
+        return Start(launch, bundles_of(decision.placement, nodes))

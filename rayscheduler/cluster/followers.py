@@ -122,6 +122,8 @@ class Followers:
         # Where they were not all gathered, no engine was started anywhere, and `parts` is empty.
         both = zip(self._actors, self.parts, strict=False)
         await asyncio.gather(*(self._stop_one(actor, part, grace_s) for actor, part in both))
+        for task in self._watching:
+            task.cancel()
         for actor in self._actors:
             ray.kill(actor)
         if self._meeting is not None:

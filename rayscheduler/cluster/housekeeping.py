@@ -83,8 +83,8 @@ class Housekeeping:
 
     async def make_sure_of_end(self, replica: ReplicaId) -> None:
         """A runner is gone, or should be: see that nothing of it and its followers is left, and say so."""
-        record = self._roster.records[replica]
-        if record.report is None:
+        record = self._roster.records.get(replica)
+        if record is None or record.report is None:
             return
         # Followers whose runner is gone have nobody to tell them to end.
         patience_s = 0.0 if record.report.node_id in record.gone_on else KILL_AFTER_S

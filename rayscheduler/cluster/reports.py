@@ -67,7 +67,8 @@ class RunnerReport:
     """A runner, in full: a new allocator can adopt the replica from it.
 
     `incarnation`: differs for each process that Serve starts for the same replica. `detail`: why it
-    FAILED or CRASHED, with the end of the engine's log.
+    FAILED or CRASHED, with the end of the engine's log. `held_elsewhere_bytes`: what a process that is not
+    the engine's, such as a daemon that hosts several models, holds for it.
     """
 
     launch: Launch
@@ -82,6 +83,7 @@ class RunnerReport:
     detail: str = ""
     runner_started: int = 0
     followers: tuple[Part, ...] = ()
+    held_elsewhere_bytes: int = 0
 
     @property
     def own_part(self) -> Part:
@@ -102,6 +104,7 @@ class Watched:
     runner_pid: int
     engine_pid: int
     device_bytes: Mapping[int, int]  # what it has reserved, by device index
+    held_elsewhere_bytes: int = 0  # on all of these, by a process that is not the engine's
 
 
 @dataclass(frozen=True, slots=True)

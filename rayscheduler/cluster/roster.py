@@ -235,4 +235,5 @@ def _watched(report: RunnerReport, part: Part, node: NodeName) -> Watched:
         runner_pid=part.runner_pid,
         engine_pid=part.engine_pid,
         device_bytes=bytes_on(report.launch.placement, node),
+        held_elsewhere_bytes=report.held_elsewhere_bytes if part.node_id == report.node_id else 0,
     )

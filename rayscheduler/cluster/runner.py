@@ -93,6 +93,7 @@ class Runner:
             endpoint=engine.endpoint,
             api_key=engine.api_key,
             load_ms=round((time.monotonic() - started_s) * 1000),
+            held_elsewhere_bytes=await engine.held_elsewhere_bytes(),
         )
         if not self._leaving:
             await self._say(RunnerState.RUNNING)
@@ -108,8 +109,7 @@ class Runner:
         if self._followers.parts:
             # Before anything is started on a node, the allocator knows who would have to be ended there.
             self._report = replace(self._report, followers=self._followers.parts)
-            await self._say(RunnerState.ANNOUNCED)
-            if self._leaving:
+            if await self._say(RunnerState.ANNOUNCED) != Verdict.GO or self._leaving:
                 raise EngineError("it is not wanted any more")
         request = self._followers.meeting(self._launch.request)
         leading = asyncio.to_thread(start_engine, self._launch.engine, request)
@@ -142,9 +142,9 @@ class Runner:
             if order == Verdict.STAND_DOWN:
                 return
 
-    async def _say(self, state: RunnerState, detail: str = "") -> None:
+    async def _say(self, state: RunnerState, detail: str = "") -> Verdict:
         self._report = replace(self._report, state=state, detail=detail)
-        await self._line.ask("runner_reports", self._report)
+        return Verdict(await self._line.ask("runner_reports", self._report))
 
     async def _leave(self) -> None:
         """End its engines, if there are any; returns when they are gone and their memory is back."""

@@ -62,6 +62,7 @@ class EngineName(str, Enum):
     SGLANG = "sglang"
     LLAMA_CPP = "llama-cpp"
     TRANSFORMERS = "transformers"
+    OLLAMA = "ollama"
     COMMAND = "command"
     SIMULATED = "simulated"
 
@@ -280,7 +281,10 @@ class ModelSection(Section):
     engine: EngineWord | None = Field(default=None, examples=["llama-cpp"])
     """What serves it."""
     source: Text | None = None
-    """The model's file or folder, relative to this one, or its id on the hub; for `command`, what ${SOURCE} is."""
+    """The model's file or folder, relative to this one, or its id on the hub; for `ollama`, its name there; for
+    `command`, what ${SOURCE} is."""
+    daemon: Text | None = Field(default=None, examples=["http://127.0.0.1:11434"])
+    """A running `ollama serve` of each node that shall hold it; if left out, each replica has one of its own."""
     args: list[Text] = Field(default_factory=list)
     """Arguments for the engine; for `command`, the whole command line."""
     env: dict[Text, Text] = Field(default_factory=dict)

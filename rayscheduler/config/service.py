@@ -77,6 +77,7 @@ class ModelEntry(ModelSection):
         return {
             "model": self.name,
             "source": self.source,
+            "daemon": self.daemon,
             "args": tuple(self.args),
             "env": dict(self.env),
             "context_length": self.context_length,
@@ -105,6 +106,11 @@ class ModelEntry(ModelSection):
             if key in self.model_fields_set and self.engine not in engines:
                 few = " and ".join(engines)
                 raise Wrong(f"is for the engines {few}, not for {self.engine}", "remove it", (key,))
+        if self.engine is EngineName.OLLAMA and not self.source:
+            raise Wrong(f"{shown(self.name)} has no source", "add its name in `ollama list`, source: llama3.2:3b")
+        if self.daemon is not None and self.engine is not EngineName.OLLAMA:
+            what = f"the engine {self.engine.value} uses no daemon"
+            raise Wrong(what, "remove it, or use engine: ollama", ("daemon",))
         if self.engine is EngineName.COMMAND and not self.args:
             what = f"{shown(self.name)} has no args, the command that serves it"
             raise Wrong(what, "add for example args: [vllm, serve, org/model, --port, '${PORT}']")
