@@ -58,7 +58,7 @@ class Followers:
         group = ray.util.get_current_placement_group()
         self._actors = [
             ray.remote(Follower)
-            .options(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle))
+            .options(**self._launch.actor_options, scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle))
             .remote()
             for bundle, _ in enumerate(self._launch.follower_requests, start=1)
         ]

@@ -21,7 +21,8 @@ from rayscheduler.cluster.nvml import gpus
 from rayscheduler.cluster.reports import AgentReport, Watched
 from rayscheduler.cluster.warm_workers import keep_one
 from rayscheduler.core.types import ReplicaId
-from rayscheduler.engines.orphans import marked_processes, start_time, sweep_orphans
+from rayscheduler.engines.containers import sweep
+from rayscheduler.engines.orphans import marked_processes, start_time
 
 REPORT_EVERY_S = 1.0
 WARM_EVERY_S = 5.0
@@ -44,7 +45,7 @@ class NodeAgent:
         self._watched: dict[tuple[ReplicaId, str], Watched] = {}
         self._pidfds: dict[tuple[ReplicaId, str], int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         self._spawn(self._report_forever())
         self._spawn(self._keep_warm())
 
@@ -116,7 +117,7 @@ class NodeAgent:
         os.close(pidfd)
 
     async def _died(self, key: tuple[ReplicaId, str]) -> None:
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         if os.getppid() == self._raylet_pid:  # else the node dies, which is for Ray to say
             await self._line.ask("runner_died", *key, self._node_id)
 
@@ -129,5 +130,5 @@ class NodeAgent:
 def _is_gone(replica: ReplicaId, runner_pid: int, runner_started: int) -> bool:
     if start_time(runner_pid) == runner_started:
         return False  # it might start an engine yet
-    sweep_orphans()
+    sweep()
     return not any(each.replica == replica and each.runner_pid == runner_pid for each in marked_processes())

@@ -38,7 +38,7 @@ from rayscheduler.errors import EngineError
 from rayscheduler.memory.values import WEIGHTS
 
 NAME = "sglang"
-PACKAGE = Package("sglang", (0, 5), "rayscheduler[sglang]")
+PACKAGE = Package("sglang", (0, 5), "sglang", "'sglang>=0.5'")
 ESTIMATED_AS = "vllm"  # the same weights and KV cache, and a forward pass of the same size
 PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_sglang.py")
 SLEEPING_BACKENDS = frozenset({"nvidia"})
