@@ -27,7 +27,7 @@ from rayscheduler.engines.sources import engine_source, model_folder, model_moun
 from rayscheduler.errors import EngineError
 
 NAME = "transformers"
-PACKAGE = Package("transformers", (5, 0), "transformers", "torch 'transformers[serving]>=5.0'")
+PACKAGE = Package("transformers", (5, 6), "transformers", "torch 'transformers[serving]>=5.6'")
 PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_transformers.py")
 FRACTIONS_ENV = "RAYSCHEDULER_DEVICE_FRACTIONS"
 CONTEXT_BYTES = round(0.51 * 2**30)  # of CUDA, outside of PyTorch's allocator (memory/vllm.py: the same context)

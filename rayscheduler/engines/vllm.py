@@ -31,7 +31,8 @@ from rayscheduler.engines.sources import engine_source, model_mounts, model_sour
 from rayscheduler.errors import EngineError
 
 NAME = "vllm"
-PACKAGE = Package("vllm", (0, 17), "vllm", "'vllm>=0.17'", program="vllm")
+# Older ones take devices by number only, not by UUID.
+PACKAGE = Package("vllm", (0, 24), "vllm", "'vllm>=0.24'", program="vllm")
 GUARD = "rayscheduler_guard.Guard"
 SLEEPING_BACKENDS = frozenset({"nvidia", "rocm"})
 KV_TYPES: Mapping[str, str] = {  # the catalog's word -> vLLM's

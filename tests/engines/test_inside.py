@@ -89,15 +89,22 @@ async def test_a_guard_without_a_key_lets_nobody_in(monkeypatch: pytest.MonkeyPa
         assert (await Server().ask("/v1/models", *keys))[0]["status"] == 401
 
 
-def test_sglang_gets_the_key_where_nobody_sees_it(tmp_path: Path) -> None:
-    """With a stand-in for the package, which says its arguments and what others see of them."""
+def test_sglang_gets_its_key_where_nobody_sees_it_and_its_devices_by_number(tmp_path: Path) -> None:
+    """With stand-ins for the package, which says its arguments and what others see of them, and for NVML."""
+    (tmp_path / "pynvml.py").write_text(
+        "nvmlInit = nvmlShutdown = lambda: None\n"
+        "nvmlDeviceGetHandleByUUID = ['GPU-x', 'GPU-a', 'GPU-y', 'GPU-b'].index\n"
+        "nvmlDeviceGetIndex = int\n"
+    )
     package = tmp_path / "sglang"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "launch_server.py").write_text(
-        "import sys\n"
+        "import os, sys\n"
         "if __name__ == '__main__':\n"
-        "    print(sys.argv[1:], open('/proc/self/cmdline').read().split('\\0')[2:-1], sep='|')\n"
+        "    seen = open('/proc/self/cmdline').read().split('\\0')[2:-1]\n"
+        "    devices = os.environ['CUDA_VISIBLE_DEVICES'], os.environ['CUDA_DEVICE_ORDER']\n"
+        "    print(sys.argv[1:], seen, devices, sep='|')\n"
     )
     request = EngineRequest(
         "m",
@@ -111,11 +118,12 @@ def test_sglang_gets_the_key_where_nobody_sees_it(tmp_path: Path) -> None:
     )
     argv = by_name("sglang").command(request, 1234, "the-key", "10.0.0.1").argv
     assert argv[0] == sys.executable
-    environment = {"PYTHONPATH": str(tmp_path), KEY_ENV: "the-key"}
+    environment = {"PYTHONPATH": str(tmp_path), KEY_ENV: "the-key", "CUDA_VISIBLE_DEVICES": "GPU-b,GPU-a"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-    told, seen = done.stdout.strip().split("|")
+    told, seen, devices = done.stdout.strip().split("|")
     assert told == str([*argv[2:], "--api-key", "the-key"])
     assert seen == str(list(argv[2:]))
+    assert devices == str(("3,1", "PCI_BUS_ID"))
 
 
 def test_gauges_are_summed_over_ranks_and_names() -> None:

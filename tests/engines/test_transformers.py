@@ -85,7 +85,7 @@ def test_an_environment_without_it_says_how_to_install_it(tmp_path: Path) -> Non
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.symlink_to(sys.executable)
-    told = rf"which is not installed in {tmp_path}; run: {python} -m pip install torch 'transformers\[serving\]>=5\.0'"
+    told = rf"which is not installed in {tmp_path}; run: {python} -m pip install torch 'transformers\[serving\]>=5\.6'"
     with pytest.raises(EngineMissing, match=told):
         by_name("transformers").check(request(tmp_path, python=str(tmp_path)))
 

@@ -130,8 +130,8 @@ def test_one_that_is_not_installed(asked: EngineRequest, tmp_path: Path) -> None
         ENGINE.check(replace(asked, python=None))
     with pytest.raises(EngineMissing, match=r"/nowhere is no Python environment on this machine: .* -m venv /nowhere"):
         ENGINE.check(replace(asked, python="/nowhere"))
-    old = vllm_stand_in.install(tmp_path / "old", version="0.11.2")
-    with pytest.raises(EngineMissing, match=rf"needs vllm 0\.17 or newer, but 0\.11\.2 is installed in {old}"):
+    old = vllm_stand_in.install(tmp_path / "old", version="0.23.1")
+    with pytest.raises(EngineMissing, match=rf"needs vllm 0\.24 or newer, but 0\.23\.1 is installed in {old}"):
         ENGINE.check(replace(asked, python=old))
 
 
