@@ -81,7 +81,6 @@ class Runner:
 
     async def _serve(self) -> None:
         """The engine's life, from its start to the end that nobody asked for."""
-        started_s = time.monotonic()
         try:
             if self._launch.request.visible_devices and not await self._wait_for_devices():
                 return
@@ -113,6 +112,8 @@ class Runner:
     async def _wait_for_devices(self) -> bool:
         """Whether the engine may start now; False: it is not to start any more. EngineError: there is no room."""
         await self._say(RunnerState.QUEUED)
+        if self._leaving:
+            return False
         self._queueing = asyncio.ensure_future(self._queue())
         await asyncio.wait({self._queueing})  # `_leave` may cancel it
         if self._queueing.cancelled() or self._leaving:
