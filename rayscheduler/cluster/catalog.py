@@ -5,7 +5,7 @@ Rules of this file: pure. A model of any engine but `simulated` needs real devic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from rayscheduler.cluster.inventory import NodeInventory
@@ -35,28 +35,35 @@ class Catalog:
     def entry(self, name: str) -> ModelEntry | None:
         return self._entries.get(name)
 
-    def core_models(self) -> list[Model]:
-        return [core_model(entry) for entry in self]
-
-    def launch(self, replica: ReplicaId, model: ModelName, placement: Placement, node: NodeInventory) -> Launch:
-        """What the runner of a replica is told. `node`: what the (first) node of the placement lends."""
+    def launch(
+        self,
+        replica: ReplicaId,
+        model: ModelName,
+        placement: Placement,
+        node: NodeInventory,
+        memory_key: str = "",
+        spare_bytes: int = 0,
+    ) -> Launch:
+        """What the runner of a replica is told. `node`: what the (first) node of the placement lends. `spare_bytes`:
+        what is reserved on each device and the engine must not plan with."""
         entry = self._entries[model]
         request = EngineRequest(
             **entry.engine_fields(),
             replica=replica,
-            device_bytes=placement.device_bytes,
+            device_bytes=tuple(max(1, size - spare_bytes) for size in placement.device_bytes),
             visible_devices=_visible_devices(placement, node),
             backend=node.backend.value,
         )
-        return Launch(replica, model, placement, entry.engine.value, request, STOP_GRACE_S)
+        return Launch(replica, model, placement, entry.engine.value, request, STOP_GRACE_S, memory_key)
 
 
-def core_model(entry: ModelEntry) -> Model:
+def core_model(entry: ModelEntry, bytes_by_count: Mapping[int, int]) -> Model:
+    """As the core has it. `bytes_by_count`: what is believed that it takes."""
     model = entry.to_model()
-    if entry.engine is EngineName.SIMULATED:
-        return model
-    labels = {**model.requirement.labels, DEVICES_LABEL: REAL}
-    return replace(model, requirement=replace(model.requirement, labels=labels))
+    labels = dict(model.requirement.labels)
+    if entry.engine is not EngineName.SIMULATED:
+        labels[DEVICES_LABEL] = REAL
+    return replace(model, requirement=replace(model.requirement, bytes_by_count=dict(bytes_by_count), labels=labels))
 
 
 def _visible_devices(placement: Placement, node: NodeInventory) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.executor import Order, Start, Stop
+from rayscheduler.cluster.figure_book import FigureBook
 from rayscheduler.cluster.journal import Journal
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, rejection
 from rayscheduler.cluster.membership import Membership
@@ -36,6 +37,7 @@ class Dispatch:
         roster: Roster,
         membership: Membership,
         journal: Journal,
+        figures: FigureBook,
         order: Callable[[Iterable[Order]], None],
         backoff_s: Callable[[ModelName], int],
     ) -> None:
@@ -43,6 +45,7 @@ class Dispatch:
         self._roster = roster
         self._membership = membership
         self._journal = journal
+        self._figures = figures
         self._order = order
         self._backoff_s = backoff_s
 
@@ -76,6 +79,10 @@ class Dispatch:
         }
 
     def _reject(self, decision: Reject) -> None:
+        problem = self._figures.problem(decision.model)
+        if decision.code is RejectCode.MODEL_NOT_FOUND and problem is not None:
+            self._leases.rejected(decision.request, problem)  # it is in the catalog, but not good enough for the core
+            return
         retry_s = RETRY_AFTER_S.get(decision.code)
         if decision.code is RejectCode.LOAD_FAILED:
             retry_s = max(1, self._backoff_s(decision.model))
@@ -103,6 +110,14 @@ class Dispatch:
         first = self._membership.by_name(decision.placement.nodes[0])
         assert first is not None
         assert first.inventory is not None
-        launch = catalog.launch(decision.replica, decision.model, decision.placement, first.inventory)
+        inventory, place = first.inventory, decision.placement
+        count = len(place.devices)
+        figure = self._figures.figure(decision.model, count)
+        types = {device.index: device.type for device in inventory.devices}
+        kind = types.get(int(place.devices[0].rpartition("/")[2]), "") if count else ""
+        # A pretended device says nothing of what its model would take on a real one.
+        key = "" if inventory.simulated else self._figures.key(decision.model, count, kind)
+        spare_bytes = figure.spare_bytes if figure is not None else 0
+        launch = catalog.launch(decision.replica, decision.model, place, inventory, key, spare_bytes)
         self._roster.start(launch)
-        return Start(launch, bundles_of(decision.placement, nodes))
+        return Start(launch, bundles_of(place, nodes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import ray
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class Housekeeping:
+    """`watch_memory` is called each second: what do replicas take?"""
+
     def __init__(
         self,
         mailbox: Mailbox,
@@ -36,6 +39,7 @@ class Housekeeping:
         leases: LeaseBook,
         roster: Roster,
         executor: Executor,
+        watch_memory: Callable[[], None],
     ) -> None:
         self._mailbox = mailbox
         self._membership = membership
@@ -43,6 +47,7 @@ class Housekeeping:
         self._leases = leases
         self._roster = roster
         self._executor = executor
+        self._watch_memory = watch_memory
 
     async def look_around(self) -> None:
         """From the first moment on, for ever. A round that fails (Ray is busy, or restarts) is not the last."""
@@ -55,6 +60,7 @@ class Housekeeping:
 
     async def _look(self) -> None:
         self._leases.drop_silent()
+        self._watch_memory()
         nodes = await asyncio.to_thread(ray.nodes)
         self._mailbox.put_all(self._membership.observe(nodes, time.monotonic()))
         await self._agents.drop(node_id for node_id in self._agents.node_ids() if not self._lives(node_id))

@@ -8,6 +8,7 @@ it, it is cancelled. A holder (but "") that is silent for SILENCE_S is gone, and
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,10 @@ class LeaseBook:
         self._records[request] = record
         self.heard(holder)
 
+    def leases_by_replica(self) -> Counter[ReplicaId]:
+        """How many requests each replica serves."""
+        return Counter(record.replica for record in self._records.values() if record.replica is not None)
+
     def heard(self, holder: HolderId) -> None:
         if holder:
             self._heard_ms[holder] = now_ms()
@@ -120,9 +125,12 @@ def rejection(code: RejectCode, message: str, retry_after_s: int | None = None) 
 
 def refused(code: RejectCode, message: str) -> Reply:
     """What an operator gets instead of `ok`."""
-    reply = rejection(code, message)
-    del reply["granted"]
-    return {"error": reply}
+    return error_of(rejection(code, message))
+
+
+def error_of(reply: Reply) -> Reply:
+    """What a client would get instead of a lease, for an operator."""
+    return {"error": {key: value for key, value in reply.items() if key != "granted"}}
 
 
 def held_by_replica(heartbeats: Mapping[HolderId, Iterable[Iterable[str]]]) -> dict[str, dict[RequestId, HolderId]]:

@@ -18,7 +18,8 @@ from contextlib import suppress
 from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
 from rayscheduler.cluster.measuring import Measuring
 from rayscheduler.cluster.nvml import gpus
-from rayscheduler.cluster.reports import AgentReport, Watched
+from rayscheduler.cluster.reports import AgentReport, SizeAnswer, SizeQuestion, Watched
+from rayscheduler.cluster.sizing import size_up
 from rayscheduler.cluster.warm_workers import keep_one
 from rayscheduler.core.types import ReplicaId
 from rayscheduler.engines.orphans import marked_processes, sweep_orphans
@@ -58,6 +59,10 @@ class NodeAgent:
             if watched.replica == replica:
                 with suppress(ProcessLookupError):
                     os.kill(watched.runner_pid, signal.SIGKILL)
+
+    async def size_up(self, question: SizeQuestion) -> SizeAnswer:
+        """What a replica would take, by what the model's files on this node say."""
+        return await asyncio.to_thread(size_up, question)
 
     async def confirm_gone(self, replica: ReplicaId) -> bool:
         """Whether no process of this replica's engines is left; what a dead runner left behind is ended."""

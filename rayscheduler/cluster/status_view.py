@@ -9,10 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from rayscheduler.cluster.catalog import Catalog
+from rayscheduler.cluster.figure_book import FigureBook
 from rayscheduler.cluster.membership import KnownNode, Membership
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.core.lifecycle import State
-from rayscheduler.core.types import ModelSnapshot, NodeSnapshot, ReplicaSnapshot, Snapshot
+from rayscheduler.core.types import (
+    Model,
+    ModelName,
+    ModelSnapshot,
+    NodeSnapshot,
+    ReplicaSnapshot,
+    Requirement,
+    Snapshot,
+)
 
 Json = dict[str, Any]
 
@@ -20,7 +29,9 @@ MEND = 'it lends nothing; restart it with: ray start --address={address} --resou
 _COMING = (State.PENDING, State.STARTING)
 
 
-def status_of(snapshot: Snapshot, membership: Membership, roster: Roster, catalog: Catalog, head: Json) -> Json:
+def status_of(
+    snapshot: Snapshot, membership: Membership, roster: Roster, catalog: Catalog, figures: FigureBook, head: Json
+) -> Json:
     """All of it. `head`: what the allocator says of itself, first keys of the answer."""
     by_model: dict[str, list[ReplicaSnapshot]] = {}
     for replica in snapshot.replicas:
@@ -29,9 +40,7 @@ def status_of(snapshot: Snapshot, membership: Membership, roster: Roster, catalo
         **head,
         "nodes": _nodes(snapshot, membership, str(head["address"])),
         "replicas": [_replica(replica, roster, snapshot.now_ms) for replica in snapshot.replicas],
-        "models": [
-            _model(model, by_model.get(model.model.name, []), catalog, snapshot.now_ms) for model in snapshot.models
-        ],
+        "models": _models(snapshot, by_model, catalog, figures),
         "queue": [
             {
                 "request": waiting.request,
@@ -126,6 +135,26 @@ def _replica(replica: ReplicaSnapshot, roster: Roster, now_ms: int) -> Json:
         "makes_way_for": replica.makes_way_for,
         "waits_for": list(replica.waits_for),
     }
+
+
+def _models(
+    snapshot: Snapshot, by_model: dict[str, list[ReplicaSnapshot]], catalog: Catalog, figures: FigureBook
+) -> list[Json]:
+    """Those that the core has, and those of the catalog that it has not (yet): nobody knows what they take."""
+    told = [_model(model, by_model.get(model.model.name, []), catalog, snapshot.now_ms) for model in snapshot.models]
+    unknown = {entry.name for entry in catalog} - {model["name"] for model in told}
+    for name in unknown:
+        model = Model(ModelName(name), Requirement(bytes_by_count={}))
+        told.append(_model(ModelSnapshot(model, False, 0, None, 0, ""), [], catalog, snapshot.now_ms))
+    for model_told in told:
+        name = model_told["name"]
+        problem = figures.problem(name)
+        model_told["memory"] = figures.status(name)
+        if problem is not None:
+            model_told["last_error"] = problem["message"]
+        if name in unknown:
+            model_told["state"] = "sizing" if problem is None else "refused"
+    return sorted(told, key=lambda each: each["name"])
 
 
 def _model(model: ModelSnapshot, replicas: list[ReplicaSnapshot], catalog: Catalog, now_ms: int) -> Json:

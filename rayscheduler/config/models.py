@@ -239,6 +239,8 @@ class ModelSection(Section):
     """For one replica, shared equally by the devices it takes."""
     memory_per_device: dict[DeviceCount, Size] | None = Field(default=None, examples=["{1: 60GiB, 2: 33GiB}"])
     """Instead of `memory`: bytes on each device, by device count."""
+    trust: Flag = False
+    """Believe what is said here of memory, whatever the model's file says and a run has shown."""
     gpus: list[DeviceCount] | None = Field(default=None, examples=["[1, 2, 4, 8]"])
     """Device counts it may take; if left out 1, 2, 4 and 8, or those of `memory_per_device`. [0]: host only."""
     across_nodes: Flag = False
@@ -286,33 +288,55 @@ class ModelSection(Section):
     simulate: SimulateSection = SimulateSection()
     """Times in scenarios, and what the `simulated` engine does."""
 
+    @property
+    def says_memory(self) -> bool:
+        """Whether its operator says what it takes; if not, that has to be estimated from its file."""
+        return self.memory is not None or self.memory_per_device is not None
+
+    @property
+    def can_be_estimated(self) -> bool:
+        """Whether the entry may leave that to an estimate. Not in a scenario, which has no files."""
+        return False
+
     @model_validator(mode="after")
     def _one_figure(self) -> Any:
         table = self.memory_per_device
         if self.memory is not None and table is not None:
             what = "memory and memory_per_device contradict each other"
             raise Wrong(what, "keep one of them", ("memory_per_device",))
-        if self.memory is None and table is None:
+        if not self.says_memory and not self.can_be_estimated:
             what = f"{shown(self.name)} says no memory"
             raise Wrong(what, "add what one replica takes, for example memory: 60GiB")
         if table is not None and not table:
             raise Wrong("has no entry", "write for example {1: 60GiB, 2: 33GiB}", ("memory_per_device",))
         if self.gpus is not None and not self.gpus:
             raise Wrong("allows no device count", "write for example [1, 2], or [0] for cpu only", ("gpus",))
-        if not self.bytes_by_count():
+        if self.trust and not self.says_memory:
+            raise Wrong("there is no memory to be trusted", "add memory, or remove trust", ("trust",))
+        if self.says_memory and not self.bytes_by_count():
             counts = ", ".join(map(str, sorted(table or ())))
             what = f"no count of gpus is in memory_per_device, which has {counts}"
             raise Wrong(what, f"write for example gpus: [{counts}]", ("gpus",))
         return self
 
+    @property
+    def device_counts(self) -> list[int]:
+        """The device counts that it may take, ascending."""
+        allowed = DEVICE_COUNTS if self.gpus is None else self.gpus
+        table = self.memory_per_device
+        if table is not None:
+            return sorted(table if self.gpus is None else set(table).intersection(allowed))
+        return sorted(set(allowed))
+
     def bytes_by_count(self) -> Mapping[int, int]:
-        """Bytes on each device, by device count; what is shared equally is rounded up."""
-        if self.memory_per_device is not None:
-            allowed = self.memory_per_device if self.gpus is None else self.gpus
-            return {count: each for count, each in sorted(self.memory_per_device.items()) if count in allowed}
-        memory = self.memory or 0
-        counts = sorted(set(DEVICE_COUNTS if self.gpus is None else self.gpus))
-        return {count: -(-memory // max(1, count)) for count in counts}
+        """Bytes on each device as the entry says it, by device count; what is shared equally is rounded up.
+        Empty where the entry says nothing."""
+        table, memory = self.memory_per_device, self.memory
+        if table is not None:
+            return {count: table[count] for count in self.device_counts}
+        if memory is None:
+            return {}
+        return {count: -(-memory // max(1, count)) for count in self.device_counts}
 
     def to_model(self) -> Model:
         """The entry as the core has it."""

@@ -30,6 +30,8 @@ from rayscheduler.core.types import Model, Settings
 
 # Engines batch: four requests at a time cost little more than one. Scenarios count every lease and say 1.
 CONCURRENCY = 4
+# Engines whose models lie in files that say what they will take (by name: not every build has them all).
+ESTIMATED = frozenset({"llama-cpp", "vllm", "sglang", "transformers"})
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -38,6 +40,10 @@ class ModelEntry(ModelSection):
 
     engine: EngineWord = Field(examples=["llama-cpp"])
     concurrency: Count = CONCURRENCY
+
+    @property
+    def can_be_estimated(self) -> bool:
+        return self.engine.value in ESTIMATED
 
     @property
     def load_timeout_ms(self) -> int:

@@ -51,7 +51,7 @@ KEYS = [
      "f.yaml:2: models[0].zzz: the key 'zzz' is unknown; the keys here are: across_nodes, aliases, args, "
      "concurrency, context_length, cpus, embedding, engine, env, exclusive, gpus, host_memory, idle_timeout, "
      "load_timeout, memory, memory_per_device, name, pinned, placement, preload, priority, ready_path, replicas, "
-     "requires, simulate, source"),
+     "requires, simulate, source, trust"),
     ("models:\n- {name: a, memory: 1GiB,\n   requires: {device_memry: 1}}\n",
      "f.yaml:3: models[0].requires.device_memry: the key 'device_memry' is unknown; did you mean device_memory?"),
     ("until: never\n", "f.yaml:1: until: 'never' has no meaning here; write a duration, for example 10s"),
