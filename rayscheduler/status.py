@@ -44,6 +44,7 @@ STATE_STYLE = {
     "backing_off": "red",
     "sizing": "cyan",
     "refused": "red",
+    "unsized": "red",
 }
 
 

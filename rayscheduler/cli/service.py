@@ -160,7 +160,7 @@ def _first_words(service: Service, catalog: ServiceConfig, client: AllocatorClie
     for line in misfits(catalog, now):
         warn(line)
     for model in now["models"]:
-        if model["state"] == "refused":
+        if model["state"] in ("refused", "unsized"):
             warn(model["last_error"])
     facts = {"url": service.http_url, "address": service.address, "dashboard": service.dashboard_url}
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rayscheduler.cluster.catalog import Catalog
-from rayscheduler.cluster.figure_book import FigureBook
+from rayscheduler.cluster.figure_book import REFUSED_CODE, FigureBook
 from rayscheduler.cluster.membership import KnownNode, Membership
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.core.lifecycle import State
@@ -153,8 +153,13 @@ def _models(
         if problem is not None:
             model_told["last_error"] = problem["message"]
         if name in unknown:
-            model_told["state"] = "sizing" if problem is None else "refused"
+            model_told["state"] = "sizing" if problem is None else _unknown_state(problem["code"])
     return sorted(told, key=lambda each: each["name"])
+
+
+def _unknown_state(code: str) -> str:
+    """`refused`: what its entry says cannot be true. `unsized`: nobody can say what it takes."""
+    return "refused" if code == REFUSED_CODE else "unsized"
 
 
 def _model(model: ModelSnapshot, replicas: list[ReplicaSnapshot], catalog: Catalog, now_ms: int) -> Json:
