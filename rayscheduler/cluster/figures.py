@@ -12,7 +12,8 @@ The rules, in this order, for each device count:
 4. What runs took less than an *estimate* is believed once they were exercised (learned.py) on every type of
    device that the model may get; never below what is certain to be touched (`certain_bytes`). A statement
    is never undercut: its operator may know of a prompt that has not come yet.
-5. An engine that fills whatever it is given (FILLS) has no peak of its own. What it took *beyond* its
+5. An engine that fills whatever it is given (FILLS), or one that was given more than it needs (an elastic model,
+   `memory: {min, max}`), has no peak of its own. What it took *beyond* its
    reservation is added to the statement or the estimate, and kept from the engine itself (`spare_bytes`).
 
 Rules of this file: pure. Bytes are those of one device; with 0 devices those of the host.
@@ -118,7 +119,7 @@ def _figure(
 
     if runs is None or entry.trust:
         return figure(believed, source)
-    if entry.engine.value in FILLS:
+    if entry.engine.value in FILLS or entry.bytes_max_by_count():
         if runs.excess_bytes <= 0:
             return figure(believed, source)
         spare_bytes = runs.excess_bytes + margin_bytes(runs.excess_bytes)
@@ -152,15 +153,14 @@ def contradiction(entry: ModelEntry, estimates: Mapping[int, DeviceEstimate]) ->
     counts = sorted(stated) if entry.memory_per_device is not None else sorted(stated)[:1]
     for count in counts:
         estimate = estimates.get(count)
-        if estimate is not None and _contradict(stated[count], estimate.each_bytes):
-            return _contradiction_words(entry, count, stated[count], estimate)
+        if estimate is None:
+            continue
+        least, most = stated[count], max(stated[count], entry.bytes_max_by_count().get(count, 0))
+        if most * FACTOR < estimate.each_bytes:
+            return _contradiction_words(entry, count, most, estimate)
+        if least > estimate.each_bytes * FACTOR and least - estimate.each_bytes > ROUND_NUMBER_BYTES:
+            return _contradiction_words(entry, count, least, estimate)
     return ""
-
-
-def _contradict(stated_bytes: int, estimated_bytes: int) -> bool:
-    if stated_bytes * FACTOR < estimated_bytes:
-        return True
-    return stated_bytes > estimated_bytes * FACTOR and stated_bytes - estimated_bytes > ROUND_NUMBER_BYTES
 
 
 def _contradiction_words(entry: ModelEntry, count: int, stated_bytes: int, estimate: DeviceEstimate) -> str:

@@ -29,7 +29,9 @@ from rayscheduler.config.fields import (
     Rate,
     Section,
     Size,
+    SizeOrRange,
     SizeOrZero,
+    SizeRange,
     Text,
     word,
     word_schema,
@@ -235,8 +237,8 @@ class ModelSection(Section):
     aliases: list[ModelText] = Field(default_factory=list)
     """Other names that requests may use."""
 
-    memory: Size | None = Field(default=None, examples=["60GiB"])
-    """For one replica, shared equally by the devices it takes."""
+    memory: SizeOrRange | None = Field(default=None, examples=["60GiB"])
+    """For one replica, shared equally by the devices it takes. {min, max}: it gets what is free between the two."""
     memory_per_device: dict[DeviceCount, Size] | None = Field(default=None, examples=["{1: 60GiB, 2: 33GiB}"])
     """Instead of `memory`: bytes on each device, by device count."""
     trust: Flag = False
@@ -313,6 +315,10 @@ class ModelSection(Section):
             raise Wrong("allows no device count", "write for example [1, 2], or [0] for cpu only", ("gpus",))
         if self.trust and not self.says_memory:
             raise Wrong("there is no memory to be trusted", "add memory, or remove trust", ("trust",))
+        if isinstance(self.memory, SizeRange) and self.exclusive:
+            raise Wrong(
+                "a model with whole devices has no use for a max", "write one size, as memory: 60GiB", ("memory",)
+            )
         if self.says_memory and not self.bytes_by_count():
             counts = ", ".join(map(str, sorted(table or ())))
             what = f"no count of gpus is in memory_per_device, which has {counts}"
@@ -336,7 +342,17 @@ class ModelSection(Section):
             return {count: table[count] for count in self.device_counts}
         if memory is None:
             return {}
-        return {count: -(-memory // max(1, count)) for count in self.device_counts}
+        return self._shared(memory.min if isinstance(memory, SizeRange) else memory)
+
+    def bytes_max_by_count(self) -> Mapping[int, int]:
+        """What an elastic model can use on each device, by device count; empty for any other. On the host alone
+        there is no more than its minimum."""
+        if not isinstance(self.memory, SizeRange):
+            return {}
+        return {count: each for count, each in self._shared(self.memory.max).items() if count}
+
+    def _shared(self, memory_bytes: int) -> dict[int, int]:
+        return {count: -(-memory_bytes // max(1, count)) for count in self.device_counts}
 
     def to_model(self) -> Model:
         """The entry as the core has it."""
@@ -353,6 +369,7 @@ class ModelSection(Section):
             labels=dict(requires.labels),
             millicpus=self.cpus,
             host_memory_bytes=self.host_memory,
+            bytes_max_by_count=self.bytes_max_by_count(),
         )
         return Model(
             name=ModelName(self.name),
