@@ -97,7 +97,8 @@ def engine_problems(config: ServiceConfig, here: bool) -> Iterator[ConfigError]:
 
     for index, entry in enumerate(config.models):
         engine = by_name(entry.engine.value)
-        request = EngineRequest(replica=f"{entry.name}#0", **entry.engine_fields())
+        nodes = 2 if entry.across_nodes else 1  # or more: an engine can span nodes or it cannot
+        request = EngineRequest(replica=f"{entry.name}#0", node_count=nodes, **entry.engine_fields())
         try:
             if here:
                 engine.check(request)

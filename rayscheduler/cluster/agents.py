@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayscheduler.cluster.membership import KnownNode
 from rayscheduler.cluster.names import NAMESPACE, agent_name
 from rayscheduler.cluster.node_agent import NodeAgent
-from rayscheduler.cluster.reports import SizeAnswer, SizeQuestion
+from rayscheduler.cluster.reports import Part, SizeAnswer, SizeQuestion
 from rayscheduler.core.types import ReplicaId
 
 KILL_AFTER_S = 10.0
@@ -55,12 +55,12 @@ class Agents:
         if handle is not None:
             handle.warm_up.remote()
 
-    async def kill(self, node_id: str, replica: ReplicaId) -> None:
-        """End the runner of a replica with SIGKILL; its death will be reported."""
-        handle = self._handles.get(node_id)
+    async def kill(self, part: Part) -> None:
+        """End a runner or follower with SIGKILL; its death will be reported."""
+        handle = self._handles.get(part.node_id)
         if handle is not None:
             with contextlib.suppress(ray.exceptions.RayActorError):
-                await handle.kill.remote(replica)
+                await handle.kill.remote(part.runner_pid, part.runner_started)
 
     async def size_up(self, node_id: str, question: SizeQuestion) -> SizeAnswer:
         """What a replica would take by the files on this node. Never raises."""
@@ -74,17 +74,17 @@ class Agents:
         except ray.exceptions.RayError as problem:
             return SizeAnswer(problem=f"the node's agent does not answer: {type(problem).__name__}")
 
-    async def wait_gone(self, node_id: str, replica: ReplicaId) -> bool:
-        """Wait until no process of a replica is left on a node; one that stays is killed. False: nobody knows."""
-        kill_s = time.monotonic() + KILL_AFTER_S
+    async def wait_gone(self, replica: ReplicaId, part: Part, kill_after_s: float = KILL_AFTER_S) -> bool:
+        """Wait until nothing of a replica's part is left on its node; what stays is killed. False: nobody knows."""
+        kill_s = time.monotonic() + kill_after_s
         pause_s = FIRST_LOOK_S
-        while (handle := self._handles.get(node_id)) is not None:
+        while (handle := self._handles.get(part.node_id)) is not None:
             with contextlib.suppress(ray.exceptions.RayActorError):
-                if await handle.confirm_gone.remote(replica):
+                if await handle.confirm_gone.remote(replica, part.runner_pid, part.runner_started):
                     return True
             if time.monotonic() > kill_s:
-                logger.warning("the runner of %s does not end; it is killed", replica)
-                await self.kill(node_id, replica)
+                logger.warning("process %d of %s does not end; it is killed", part.runner_pid, replica)
+                await self.kill(part)
                 kill_s += KILL_AFTER_S
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)

@@ -29,9 +29,10 @@ from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.figuring import Figuring
 from rayscheduler.cluster.housekeeping import Housekeeping
 from rayscheduler.cluster.journal import Journal
-from rayscheduler.cluster.lease_book import LeaseBook, Reply, error_of, refused
+from rayscheduler.cluster.lease_book import LeaseBook, Reply, error_of, refused, said
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
+from rayscheduler.cluster.ports import accepts
 from rayscheduler.cluster.progress import Progress
 from rayscheduler.cluster.recovery import Recovery
 from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState, Verdict, Watched
@@ -46,7 +47,6 @@ from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId, Snapshot
 
 EXPLAIN_NODES_MAX = 256  # beyond that, a start does not tell why each other node was not chosen
-CONNECT_WITHIN_S = 2.0
 SIZED_WITHIN_S = 10.0  # for an operator who does not want to wait for a load
 VERDICT_WITHIN_S = 20.0  # on a busy machine the death of an engine may take its time to be told
 EXIT_AFTER_S = 0.1  # so that the answer is on its way
@@ -150,24 +150,40 @@ class Allocator:
         tier: str | None = None,
         deadline_ms: int | None = None,
     ) -> Reply:
-        """Wait for a lease on a replica of a model: granted or rejected. See serving/allocator_port.py."""
-        asked_ms = now_ms()
+        """Wait for a lease on a replica of a model: granted or rejected. See allocator_port.py."""
         await self._ready.wait()
+        return await asyncio.shield(self._ask(HolderId(holder), model, request_id, priority, tier, deadline_ms))
+
+    async def exchange(self, holder: str, ended: list[str], asks: list[list[Any]]) -> list[Reply | None]:
+        """Requests that have ended, and new ones, in one pass; None for those that wait. See allocator_port.py."""
+        await self._ready.wait()
+        self._leases.heard(HolderId(holder))
+        self._leases.release(map(RequestId, ended))
+        replies = [self._ask(HolderId(holder), *ask) for ask in asks]
+        if not all(reply.done() for reply in replies):
+            await self._progress.next()
+        return [reply.result() if reply.done() else None for reply in replies]
+
+    def _ask(
+        self,
+        holder: HolderId,
+        model: str,
+        request_id: str,
+        priority: int | None,
+        tier: str | None,
+        deadline_ms: int | None,
+    ) -> asyncio.Future[Reply]:
         if priority is None and tier is not None:
             tiers = self._deployed.config.settings().tiers
             if tier not in tiers:
-                return _unknown_tier(tier, tiers)
+                return said(_unknown_tier(tier, tiers))
             priority = tiers[tier]
         name = self._deployed.resolve(model)
-        refusal = await self._figures.why_not(name, None if deadline_ms is None else deadline_ms / 1000)
-        if refusal is not None:
-            return refusal
-        left_ms = None if deadline_ms is None else max(0, deadline_ms - (now_ms() - asked_ms))
-        return await self._leases.ask(name, RequestId(request_id), HolderId(holder), priority, left_ms)
 
-    async def release(self, request_ids: list[str]) -> None:
-        await self._ready.wait()
-        self._leases.release(map(RequestId, request_ids))
+        def ask(left_ms: int | None) -> asyncio.Future[Reply]:
+            return self._leases.ask(name, RequestId(request_id), holder, priority, left_ms)
+
+        return self._figuring.once_sized(name, deadline_ms, ask)
 
     async def heartbeat(self, holder: str, held: list[list[str]] | None = None) -> None:
         """`held`: pairs of request and replica, for an allocator that has to learn them anew."""
@@ -182,10 +198,10 @@ class Allocator:
         record = self._roster.records.get(replica)
         if record is None or record.report is None or record.leaving_since_ms is not None:
             return {"gone": True}
-        if await _accepts(record.report.endpoint):
+        if await accepts(record.report.endpoint):
             return {"gone": False}
         logger.warning("%s does not accept connections (request %s): its runner is killed", replica, request_id)
-        await self._agents.kill(record.report.node_id, replica)
+        await self._agents.kill(record.report.own_part)
         try:
             await asyncio.wait_for(record.away.wait(), VERDICT_WITHIN_S)
         except asyncio.TimeoutError:
@@ -317,7 +333,8 @@ class Allocator:
             self._recovery.reported(report)
         await self._ready.wait()
         if report.state is RunnerState.RUNNING:
-            self._agents.warm_up(report.node_id)
+            for part in report.parts:
+                self._agents.warm_up(part.node_id)
         return self._roster.reported(report)
 
     async def runner_orders(self, replica: ReplicaId, incarnation: str) -> Verdict:
@@ -327,11 +344,11 @@ class Allocator:
         await self._ready.wait()
         return await self._roster.orders(replica, incarnation)
 
-    async def runner_died(self, replica: ReplicaId, incarnation: str) -> None:
+    async def runner_died(self, replica: ReplicaId, incarnation: str, node_id: str) -> None:
         if self._recovery is not None:
             self._recovery.died(replica, incarnation)
         await self._ready.wait()
-        self._roster.died(replica, incarnation)
+        self._roster.died(replica, incarnation, node_id)
 
     async def node_report(self, node_id: str, report: AgentReport) -> list[Watched]:
         if news := self._membership.reported(node_id, report, now_ms() / 1000):
@@ -339,7 +356,7 @@ class Allocator:
             self._figures.node_reported()
         for replica, size in report.measured_bytes.items():
             if record := self._roster.records.get(replica):
-                record.measured_bytes = size
+                record.measured_on[node_id] = size
         return self._roster.watched(node_id)
 
     # -- what the executor says, in its thread ----------------------------------------------------
@@ -429,15 +446,3 @@ def _unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
 
 def _unknown(model: str) -> dict[str, Any]:
     return refused(RejectCode.MODEL_NOT_FOUND, f"there is no model {model!r} in the catalog")
-
-
-async def _accepts(endpoint: str) -> bool:
-    """Whether something listens at `http://host:port`."""
-    host, _, port = endpoint.removeprefix("http://").rpartition(":")
-    try:
-        connecting = asyncio.open_connection(host.strip("[]"), int(port))
-        _, writer = await asyncio.wait_for(connecting, CONNECT_WITHIN_S)
-    except (OSError, asyncio.TimeoutError):
-        return False
-    writer.close()
-    return True

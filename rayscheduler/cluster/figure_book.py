@@ -128,6 +128,11 @@ class FigureBook:
 
     # -- whoever asks for a model -----------------------------------------------------------------
 
+    def is_settled(self, name: str) -> bool:
+        """Whether there is nothing to wait for: the core has the model, or `problem` says why not."""
+        sized = self._models.get(name)
+        return sized is None or sized.settled.is_set()
+
     def problem(self, name: str) -> Reply | None:
         """Why a model of the catalog cannot be served, as its requests are told; None: nothing is known against it."""
         sized = self._models.get(name)

@@ -18,14 +18,17 @@ from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.asking import Asking
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.figure_book import FigureBook
-from rayscheduler.cluster.learning import Learning
-from rayscheduler.cluster.lease_book import LeaseBook
+from rayscheduler.cluster.learning import Learning, Sighting, shared
+from rayscheduler.cluster.lease_book import LeaseBook, Reply, said
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
-from rayscheduler.cluster.roster import Roster
+from rayscheduler.cluster.reports import RunnerState
+from rayscheduler.cluster.roster import Roster, RunnerRecord
 from rayscheduler.cluster.store import Store
-from rayscheduler.core.events import ModelDeployed, ModelRemoved
+from rayscheduler.core.events import ModelDeployed, ModelRemoved, Woken
 from rayscheduler.core.types import Model, ModelName, Snapshot
+
+Ask = Callable[[int | None], asyncio.Future[Reply]]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Figuring:
         self._snapshot = snapshot
         self._pins = pins
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[Reply]] = set()
         self._learning = Learning(self._keep_learned)
         nodes = membership.nodes.values
         self.book = FigureBook(Asking(agents.size_up), self._learning, nodes, self._keep_size, self._refigured)
@@ -76,10 +80,30 @@ class Figuring:
         for name in sorted(self._told.keys() - {entry.name for entry in catalog}):
             self._refigured(name)
 
+    def once_sized(self, name: ModelName, deadline_ms: int | None, ask: Ask) -> asyncio.Future[Reply]:
+        """What `ask` gets, once the core has the model or never will; or why it has not. `deadline_ms`: a duration;
+        `ask` is told what is left of it."""
+        if self.book.is_settled(name):
+            problem = self.book.problem(name)
+            return ask(deadline_ms) if problem is None else said(problem)
+        self._mailbox.put(Woken())  # who waits for the next pass must not wait for a node
+        waiting = asyncio.get_running_loop().create_task(self._once_sized(name, deadline_ms, ask))
+        self._waiting.add(waiting)
+        waiting.add_done_callback(self._waiting.discard)
+        return waiting
+
+    async def _once_sized(self, name: ModelName, deadline_ms: int | None, ask: Ask) -> Reply:
+        asked_ms = now_ms()
+        problem = await self.book.why_not(name, None if deadline_ms is None else deadline_ms / 1000)
+        if problem is not None:
+            return problem
+        return await ask(None if deadline_ms is None else max(0, deadline_ms - (now_ms() - asked_ms)))
+
     def watch(self) -> None:
         """Each second: what do replicas take, and is that news?"""
+        leases = self._leases.leases_by_replica()
         records = self._roster.records.items()
-        self.book.learned(self._learning.watch(records, self._leases.leases_by_replica(), now_ms()))
+        self.book.learned(self._learning.watch((_sighting(record, leases[name]) for name, record in records), now_ms()))
 
     def _refigured(self, name: ModelName) -> None:
         """Another figure, or another entry. What the core has learned of a model (how long a load takes) stays."""
@@ -113,3 +137,9 @@ class Figuring:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
             logger.warning("what was learned is not kept: %s", problem)
+
+
+def _sighting(record: RunnerRecord, leases: int) -> Sighting:
+    held_bytes, place = record.measured_bytes, record.launch.placement
+    held = shared(place, held_bytes) if held_bytes is not None else ()
+    return Sighting(record.launch, record.state is RunnerState.RUNNING, held, leases)

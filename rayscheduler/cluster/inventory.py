@@ -12,12 +12,16 @@ from rayscheduler.core.types import Backend
 
 @dataclass(frozen=True, slots=True)
 class LentDevice:
-    """A device and how much of it is lent. `uuid` is what an engine's environment names it by."""
+    """A device and how much of it is lent. `uuid` is what an engine's environment names it by.
+
+    `whole_mib`: all that it has, lent or not; 0 if it is pretended.
+    """
 
     index: int
     lent_mib: int
     uuid: str = ""
     type: str = ""
+    whole_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from rayscheduler.cluster.learned import Learned, Run, learned_from_json
-from rayscheduler.cluster.reports import RunnerState
-from rayscheduler.cluster.roster import RunnerRecord
+from rayscheduler.cluster.reports import Launch
 from rayscheduler.core.types import ModelName, Placement, ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A replica at one moment. `held_bytes`: on each of its devices, or on the host if it has none; () where nobody
+    has read it."""
+
+    launch: Launch
+    running: bool
+    held_bytes: tuple[int, ...]
+    leases: int
+
 
 KEPT_MAX = 10_000  # keys in memory; a fleet of a thousand models on three types of device has fewer
 
@@ -36,30 +48,25 @@ class Learning:
     def known(self, key: str) -> Learned | None:
         return self._known.get(key)
 
-    def watch(
-        self, records: Iterable[tuple[ReplicaId, RunnerRecord]], leases: Mapping[ReplicaId, int], now_ms: int
-    ) -> list[ModelName]:
-        """One look at all replicas; the models of which more is known than before. To be called every second."""
+    def watch(self, sightings: Iterable[Sighting], now_ms: int) -> list[ModelName]:
+        """One look at all replicas that are there; the models of which more is known than before. To be called
+        every second."""
         taught: list[ModelName] = []
         there = set()
-        for replica, record in records:
-            there.add(replica)
-            if self._saw(replica, record, leases.get(replica, 0), now_ms):
-                taught.append(record.launch.model)
+        for seen in sightings:
+            there.add(seen.launch.replica)
+            if seen.held_bytes and seen.launch.memory_key and self._saw(seen, now_ms):
+                taught.append(seen.launch.model)
         for replica in self._runs.keys() - there:
             del self._runs[replica]
         return taught
 
-    def _saw(self, replica: ReplicaId, record: RunnerRecord, leases: int, now_ms: int) -> bool:
-        launch = record.launch
-        if not launch.memory_key or record.measured_bytes is None:
-            return False
-        run = self._runs.get(replica)
+    def _saw(self, seen: Sighting, now_ms: int) -> bool:
+        launch, place = seen.launch, seen.launch.placement
+        run = self._runs.get(launch.replica)
         if run is None:
-            run = self._runs[replica] = Run(launch.placement.device_bytes or (launch.placement.host_bytes,))
-        held = held_by_device(launch.placement, record.measured_bytes)
-        running = record.state is RunnerState.RUNNING
-        run.saw(held, running, leases, launch.request.concurrency, now_ms)
+            run = self._runs[launch.replica] = Run(place.device_bytes or (place.host_bytes,))
+        run.saw(seen.held_bytes, seen.running, seen.leases, launch.request.concurrency, now_ms)
         news = run.news()
         if news is None:
             return False
@@ -73,14 +80,8 @@ class Learning:
         return True
 
 
-def held_by_device(placement: Placement, measured_bytes: int | Mapping[int, int]) -> tuple[int, ...]:
-    """What a replica holds on each of its devices, in the order of its placement; on the host, if it has none.
-
-    A sum over several devices is shared by what is reserved on them: nobody knows it better.
-    """
-    if not placement.devices:
-        return (measured_bytes if isinstance(measured_bytes, int) else sum(measured_bytes.values()),)
-    if isinstance(measured_bytes, Mapping):
-        return tuple(measured_bytes.get(int(device.rpartition("/")[2]), 0) for device in placement.devices)
+def shared(placement: Placement, held_bytes: int) -> tuple[int, ...]:
+    """A sum over all devices of a replica, shared by what is reserved on them, where nobody knows it better; of one
+    without devices, what it holds of the host."""
     whole = max(1, sum(placement.device_bytes))
-    return tuple(-(-measured_bytes * each // whole) for each in placement.device_bytes)
+    return tuple(-(-held_bytes * each // whole) for each in placement.device_bytes) or (held_bytes,)

@@ -39,20 +39,20 @@ class LeaseBook:
         self._heard_ms: dict[HolderId, int] = {}
         self._released_early: dict[RequestId, int] = {}
 
-    async def ask(
+    def ask(
         self, model: ModelName, request: RequestId, holder: HolderId, priority: int | None, deadline_ms: int | None
-    ) -> Reply:
-        """Waits for the core's decision. `deadline_ms` is a duration from now."""
+    ) -> asyncio.Future[Reply]:
+        """The core's decision, some day; not to be cancelled. `deadline_ms` is a duration from now."""
         self.heard(holder)
         if request in self._released_early:
-            return rejection(RejectCode.CANCELLED, "this request was released before it arrived")
+            return said(rejection(RejectCode.CANCELLED, "this request was released before it arrived"))
         record = self._records.get(request)
         if record is None:
             record = LeaseRecord(holder, asyncio.get_running_loop().create_future())
             self._records[request] = record
             until_ms = None if deadline_ms is None else now_ms() + deadline_ms
             self._mailbox.put(RequestArrived(request, model, priority, until_ms, holder))
-        return await asyncio.shield(record.reply)
+        return record.reply
 
     def granted(self, request: RequestId, replica: ReplicaId, reply: Reply) -> None:
         record = self._records.get(request)
@@ -83,9 +83,7 @@ class LeaseBook:
 
     def adopt(self, request: RequestId, holder: HolderId, replica: ReplicaId, reply: Reply) -> None:
         """A lease that an allocator before this one has granted."""
-        record = LeaseRecord(holder, asyncio.get_running_loop().create_future(), replica)
-        _answer(record, reply)
-        self._records[request] = record
+        self._records[request] = LeaseRecord(holder, said(reply), replica)
         self.heard(holder)
 
     def leases_by_replica(self) -> Counter[ReplicaId]:
@@ -110,6 +108,13 @@ class LeaseBook:
         self._released_early = {
             request: at_ms for request, at_ms in self._released_early.items() if now - at_ms < REMEMBERED_S * 1000
         }
+
+
+def said(reply: Reply) -> asyncio.Future[Reply]:
+    """A reply that is known already."""
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    future.set_result(reply)
+    return future
 
 
 def rejection(code: RejectCode, message: str, retry_after_s: int | None = None) -> Reply:

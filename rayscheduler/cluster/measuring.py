@@ -39,6 +39,7 @@ class Measuring:
         pids = self._pids(watched)
         if inventory.backend is Backend.CPU or inventory.simulated:
             measured = {replica: sum(map(held_bytes, ids)) for replica, ids in pids.items()}
+            measured = _with_elsewhere(measured, watched)
             if inventory.simulated:
                 return AgentReport(inventory, measured_bytes=measured)
             ours = sum(measured.values())
@@ -48,7 +49,7 @@ class Measuring:
             )
             return AgentReport(inventory, readings, measured)
         readings = tuple(_gpu_reading(device, here[device.index], pids, watched) for device in inventory.devices)
-        return AgentReport(inventory, readings, _held_on_gpus(here, pids))
+        return AgentReport(inventory, readings, _with_elsewhere(_held_on_gpus(here, pids), watched))
 
     def _gpus(self) -> dict[int, Gpu]:
         found = gpus()
@@ -81,6 +82,7 @@ def _gpu_reading(
     device: LentDevice, gpu: Gpu, pids: Mapping[ReplicaId, list[int]], watched: Sequence[Watched]
 ) -> DeviceReading:
     measured = sum(gpu.held_bytes.get(pid, 0) for ids in pids.values() for pid in ids)
+    measured += sum(_elsewhere_bytes(each, device.index) for each in watched)
     ours = measured
     if any(not os.path.exists(f"/proc/{pid}") for pid in gpu.held_bytes):
         reserved = sum(each.device_bytes.get(device.index, 0) for each in watched if each.engine_pid)
@@ -94,3 +96,14 @@ def _held_on_gpus(here: Mapping[int, Gpu], pids: Mapping[ReplicaId, list[int]]) 
         replica: sum(gpu.held_bytes.get(pid, 0) for gpu in here.values() for pid in ids)
         for replica, ids in pids.items()
     }
+
+
+def _with_elsewhere(measured: Mapping[ReplicaId, int], watched: Sequence[Watched]) -> dict[ReplicaId, int]:
+    """And what a process that is not the engine's, such as a daemon for several models, says that it holds for it."""
+    elsewhere = {each.replica: each.held_elsewhere_bytes for each in watched}
+    return {replica: held + elsewhere.get(replica, 0) for replica, held in measured.items()}
+
+
+def _elsewhere_bytes(each: Watched, index: int) -> int:
+    """The device's part of that: nobody tells more than the sum, and each device's part is as what it has reserved."""
+    return each.held_elsewhere_bytes * each.device_bytes.get(index, 0) // max(1, sum(each.device_bytes.values()))

@@ -34,8 +34,12 @@ class Verdict(Word):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Everything that a runner needs to serve one replica. `memory_key`: under it is kept what it takes (learned.py);
-    empty: nothing is."""
+    """Everything that a runner needs to serve one replica.
+
+    `request`: for the engine on the first node of the placement, which serves. `follower_requests`: for the
+    engines on the further nodes, in their order. `memory_key`: under it is kept what it takes (learned.py);
+    empty: nothing is.
+    """
 
     replica: ReplicaId
     model: ModelName
@@ -43,7 +47,21 @@ class Launch:
     engine: str
     request: EngineRequest
     stop_grace_s: float
+    follower_requests: tuple[EngineRequest, ...] = ()
     memory_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a replica has on one node: its runner, or a follower of that, and the engine's main process, if any.
+
+    `runner_started`: with its pid this names a process that no other can be (engines/orphans.py).
+    """
+
+    node_id: str
+    runner_pid: int
+    runner_started: int
+    engine_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +69,8 @@ class RunnerReport:
     """A runner, in full: a new allocator can adopt the replica from it.
 
     `incarnation`: differs for each process that Serve starts for the same replica. `detail`: why it
-    FAILED or CRASHED, with the end of the engine's log.
+    FAILED or CRASHED, with the end of the engine's log. `held_elsewhere_bytes`: what a process that is not
+    the engine's, such as a daemon that hosts several models, holds for it.
     """
 
     launch: Launch
@@ -64,17 +83,30 @@ class RunnerReport:
     api_key: str = ""
     load_ms: int = 0
     detail: str = ""
+    runner_started: int = 0
+    followers: tuple[Part, ...] = ()
+    held_elsewhere_bytes: int = 0
+
+    @property
+    def own_part(self) -> Part:
+        return Part(self.node_id, self.runner_pid, self.runner_started, self.engine_pid)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """On all its nodes, in the order of the placement's."""
+        return (self.own_part, *self.followers)
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A runner whose death the agent of its node reports, and whose engine it measures."""
+    """A runner or follower whose death the agent of its node reports, and whose engine it measures."""
 
     replica: ReplicaId
     incarnation: str
     runner_pid: int
     engine_pid: int
     device_bytes: Mapping[int, int]  # what it has reserved, by device index
+    held_elsewhere_bytes: int = 0  # on all of these, by a process that is not the engine's
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def size_up(question: SizeQuestion) -> SizeAnswer:
             count: _on_fullest(estimate(path, replace(ask, gpus=0 if on_host else count)), on_host or not count)
             for count in _counts(question)
         }
-        return SizeAnswer(digest_of(path), _version(question.engine), estimates)
+        return SizeAnswer(digest_of(path), _version(question), estimates)
     except (RayschedulerError, OSError, ValueError) as problem:
         return SizeAnswer(problem=" ".join(str(problem).split()))
 
@@ -55,9 +55,12 @@ def _on_fullest(found: Estimate, on_host: bool) -> DeviceEstimate:
     return DeviceEstimate(found.per_device_bytes, parts, certain_bytes)
 
 
-def _version(engine: str) -> str:
+def _version(question: SizeQuestion) -> str:
+    request = question.request
+    if request.python or request.runtime_env or request.container_image:
+        return ""
     try:
-        return version(PACKAGES[engine])
+        return version(PACKAGES[question.engine])
     except (KeyError, PackageNotFoundError):
         return ""
 
@@ -71,6 +74,9 @@ def _ask(question: SizeQuestion) -> Ask:
         engine=question.engine,
         context_length=request.context_length,
         concurrency=request.concurrency,
+        pipeline=request.pipeline,
+        kv_type=request.kv_type or "auto",
+        max_batched_tokens=request.max_batched_tokens,
         embedding=request.embedding,
     )
 

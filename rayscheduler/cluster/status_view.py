@@ -11,7 +11,7 @@ from typing import Any
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.figure_book import REFUSED_CODE, FigureBook
 from rayscheduler.cluster.membership import KnownNode, Membership
-from rayscheduler.cluster.roster import Roster
+from rayscheduler.cluster.roster import Roster, RunnerRecord
 from rayscheduler.core.lifecycle import State
 from rayscheduler.core.types import (
     Model,
@@ -131,10 +131,26 @@ def _replica(replica: ReplicaSnapshot, roster: Roster, now_ms: int) -> Json:
         "runner": str(report.state) if report else None,
         "runner_pid": report.runner_pid if report else None,
         "engine_pid": (report.engine_pid or None) if report else None,
+        "parts": _parts(record),
         "load_ms": (report.load_ms or None) if report else None,
         "makes_way_for": replica.makes_way_for,
         "waits_for": list(replica.waits_for),
     }
+
+
+def _parts(record: RunnerRecord | None) -> list[Json]:
+    """What runs of a replica on each of its nodes, the one that serves first; [] before its runner was heard."""
+    if record is None or record.report is None:
+        return []
+    return [
+        {
+            "node": node,
+            "runner_pid": part.runner_pid,
+            "engine_pid": part.engine_pid or None,
+            "measured_bytes": record.measured_on.get(part.node_id),
+        }
+        for node, part in zip(record.launch.placement.nodes, record.report.parts, strict=False)
+    ]
 
 
 def _models(

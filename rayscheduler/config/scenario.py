@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rayscheduler.config.cross_checks import check_catalog, check_unique
 from rayscheduler.config.events import EventSection
 from rayscheduler.config.fields import CountOrZero, Duration, Name, Section, Size, SizeRange, word, word_schema
-from rayscheduler.config.models import ModelSection, SchedulerSection, check_catalog, check_unique
+from rayscheduler.config.models import ModelSection, SchedulerSection
 from rayscheduler.config.nodes import NodeSection
 from rayscheduler.config.start_state import Room
 from rayscheduler.config.values import Path, Wrong, one_of_these, shown

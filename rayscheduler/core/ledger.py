@@ -33,6 +33,11 @@ class NodeRoom:
         self.free_millicpus = millicpus
         self.device_load = sum(load)
 
+    def is_whole(self, at: int) -> bool:
+        """Whether nobody holds a byte of that device."""
+        device = self.node.devices[at]
+        return self.free[at] == device.capacity_bytes - device.headroom_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:

@@ -21,7 +21,7 @@ from itertools import combinations
 from math import comb
 from typing import Any, Protocol
 
-from rayscheduler.core.fit import Choice, Needs, choose, needs_on
+from rayscheduler.core.fit import Choice, Needs, choose, fits, needs_on
 from rayscheduler.core.ledger import Ledger, NodeAccount, NodeRoom
 from rayscheduler.core.shelves import Shelves
 from rayscheduler.core.types import (
@@ -106,7 +106,7 @@ class Planner:
 
     def fits_once_gone(self, account: NodeAccount, needs: Needs, going: Sequence[Placement]) -> bool:
         """Whether it would fit a node with `going` gone, nobody else evicted."""
-        return self._choose(account, account.room(), needs, going) is not None
+        return self._fits(account, needs, going)
 
     def fits_node(self, model: Model, account: NodeAccount, leaving: Leaving) -> bool:
         """Whether it would fit this node alone, victims allowed."""
@@ -114,7 +114,7 @@ class Planner:
         if isinstance(needs, Refusal):
             return False
         must = leaving.placements(leaving.must)
-        if self._choose(account, account.room(), needs, must) is not None:
+        if self._fits(account, needs, must):
             return True
         return self._eviction_on(account, needs, leaving, leaving.on_node(account.node.name), must) is not None
 
@@ -133,7 +133,7 @@ class Planner:
                     continue  # one empty node of a shape is like the other
                 tried_empty = tried_empty or empty
                 needs = self.needs(account, model)
-                if not isinstance(needs, Refusal) and choose(emptied(account), needs) is not None:
+                if not isinstance(needs, Refusal) and fits(emptied(account), needs):
                     return True
         return model.requirement.across_nodes and self._best_across(model, emptied, ()) is not None
 
@@ -158,6 +158,12 @@ class Planner:
             tuple(c.id for c in ordered),
             frozenset(c.id for c in ordered if c.drained),
         )
+
+    def _fits(self, account: NodeAccount, needs: Needs, gone: Sequence[Placement]) -> bool:
+        if not gone:
+            return fits(account.room(), needs)
+        freed = Freed(account, gone)
+        return fits(account.room(), needs, freed.sizes, freed.host, freed.millicpus)
 
     def _grown(self, model: Model, placement: Placement, gone: Sequence[Placement]) -> Placement:
         """The vector of an elastic model: on each device what is free on the fullest of them once `gone` are gone,

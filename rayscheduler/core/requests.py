@@ -80,7 +80,6 @@ class Requests:
         self._arrived.append(waiting)
         self.wanting[record.name] = record
         self._grantable[record.name] = record
-        self._take_up_abandoned(record)
 
     def _refused(
         self, event: ev.RequestArrived, record: ModelRecord | None, now_ms: int
@@ -113,17 +112,14 @@ class Requests:
             return bool(running) and not self._fleet.leases and not self.waiting
         return self._loader.places(running, record) > len(record.waiting)
 
-    def _take_up_abandoned(self, record: ModelRecord) -> None:
-        """A new request joins a load that nobody waited for any more, if nothing else has a place for it."""
-        abandoned = [r for r in record.replicas.values() if r.abandoned]
-        if not abandoned:
-            return
-        others = [r for r in record.serving() if not r.abandoned]
-        for replica in abandoned:
-            if len(record.waiting) <= self._loader.places(others, record):
-                return
-            self._fleet.take_up(replica)
-            others.append(replica)
+    def take_up_abandoned(self) -> None:
+        """Whoever waits joins a load that nobody waited for any more, if nothing else has a place for it: for a
+        new request, or for an old one whose own load has failed."""
+        for replica in sorted(self._fleet.abandoned(), key=lambda r: r.id_key):
+            record = replica.model
+            others = [r for r in record.serving() if not r.abandoned]
+            if len(record.waiting) > self._loader.places(others, record):
+                self._fleet.take_up(replica)
 
     # -- granting ---------------------------------------------------------------------------------
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from rayscheduler.cluster.learned import RAN_LONG_MS, Learned, Run, learned_from_json, memory_key
-from rayscheduler.cluster.learning import Learning, held_by_device
-from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState
-from rayscheduler.cluster.roster import RunnerRecord
+from rayscheduler.cluster.learning import Learning, Sighting, shared
+from rayscheduler.cluster.reports import Launch
 from rayscheduler.core.types import DeviceId, ModelName, NodeName, Placement, ReplicaId
 from rayscheduler.engines import EngineRequest
 
@@ -30,18 +29,17 @@ class Story:
         self.learning = Learning(self.kept.__setitem__)
         self.begin("key")
 
-    def begin(self, key: str, place: Placement = TWO) -> None:
+    def begin(self, key: str) -> None:
         request = EngineRequest("a", A, concurrency=2)
-        launch = Launch(A, ModelName("a"), place, "llama-cpp", request, 10.0, key)
-        self.record = RunnerRecord(launch, 0, RunnerReport(launch, "one", RunnerState.LOADING, "node", 7))
+        self.launch = Launch(A, ModelName("a"), TWO, "llama-cpp", request, 10.0, memory_key=key)
+        self.running = False
 
     def ready(self) -> None:
-        assert self.record.report is not None
-        self.record.report = RunnerReport(self.record.launch, "one", RunnerState.RUNNING, "node", 7)
+        self.running = True
 
-    def reads(self, held: int | dict[int, int], leases: int = 0) -> list[ModelName]:
-        self.record.measured_bytes = held  # type: ignore[assignment]
-        return self.learning.watch([(A, self.record)], {A: leases}, self.now_ms)
+    def reads(self, *held: int, leases: int = 0) -> list[ModelName]:
+        """On each of its devices; nothing: it could not be read."""
+        return self.learning.watch([Sighting(self.launch, self.running, held, leases)], self.now_ms)
 
     def known(self) -> Learned | None:
         return self.learning.known("key")
@@ -53,59 +51,57 @@ def story() -> Story:
 
 
 def test_the_peak_of_each_device_counts_also_while_it_loads(story: Story) -> None:
-    assert story.reads({1: 90, 3: 400}) == []
+    assert story.reads(90, 400) == []
     assert story.known() is None, "it may yet fail"
     story.ready()
-    assert story.reads({1: 95, 3: 200}) == ["a"]
+    assert story.reads(95, 200) == ["a"]
     assert story.known() == Learned((95, 400), excess_bytes=100, exercised=False)
-    assert story.reads({1: 95, 3: 200}) == [], "nothing new"
+    assert story.reads(95, 200) == [], "nothing new"
 
 
 def test_a_sum_over_devices_is_shared_as_it_is_reserved() -> None:
-    assert held_by_device(TWO, 200) == (50, 150)
-    assert held_by_device(TWO, {3: 7}) == (0, 7)
-    assert held_by_device(HOST, 200) == (200,)
-    assert held_by_device(HOST, {}) == (0,)
+    assert shared(TWO, 200) == (50, 150)
+    assert shared(HOST, 200) == (200,)
 
 
 def test_a_full_house_exercises_it(story: Story) -> None:
-    story.reads(100, leases=2)
+    story.reads(25, 75, leases=2)
     story.ready()
-    story.reads(100, leases=1)
+    story.reads(25, 75, leases=1)
     assert story.known() == Learned((25, 75), -75, False)
-    assert story.reads(100, leases=2) == ["a"]
+    assert story.reads(25, 75, leases=2) == ["a"]
     assert story.known() == Learned((25, 75), -75, True)
 
 
 def test_so_do_ten_minutes_if_somebody_was_served(story: Story) -> None:
     story.ready()
-    story.reads(100)
+    story.reads(25, 75)
     story.now_ms = RAN_LONG_MS
-    assert story.reads(100) == [], "nobody has asked it anything"
-    assert story.reads(100, leases=1) == ["a"]
+    assert story.reads(25, 75) == [], "nobody has asked it anything"
+    assert story.reads(25, 75, leases=1) == ["a"]
 
 
 def test_a_trifle_is_no_news_and_a_restart_forgets_nothing(story: Story) -> None:
     story.ready()
-    story.reads(100_000)
-    assert story.reads(100_900) == []
-    assert story.reads(102_000) == ["a"]
+    story.reads(25_000, 75_000)
+    assert story.reads(25_200, 75_700) == []
+    assert story.reads(25_500, 76_500) == ["a"]
     later = Story()
     later.learning.remember({**story.kept, "other": "{", "older": json.dumps({"peak": 1})})
     assert later.known() == story.known()
     later.ready()
-    assert later.reads(1_000) == [], "what was seen once can be seen again"
+    assert later.reads(1_000, 1_000) == [], "what was seen once can be seen again"
     assert later.known() == story.known()
 
 
 def test_another_key_is_another_story_and_none_is_none(story: Story) -> None:
     story.ready()
-    story.reads(100)
+    story.reads(25, 75)
     for key in ("", "other"):
-        story.learning.watch([], {}, 0)  # the replica has gone
+        story.learning.watch([], 0)  # the replica has gone
         story.begin(key)
         story.ready()
-        assert story.reads(800) == (["a"] if key else [])
+        assert story.reads(200, 600) == (["a"] if key else [])
     assert story.known() == Learned((25, 75), -75, False)
     assert json.loads(story.kept["other"])["model"] == "a"
 
@@ -114,6 +110,12 @@ def test_two_runs_are_one_experience() -> None:
     much, busy = Learned((10, 20), 5), Learned((15, 15), -5, exercised=True)
     assert much.merged(busy) == busy.merged(much) == Learned((10, 20), 5, True)
     assert learned_from_json(much.to_json()) == much
+
+
+def test_what_was_not_read_teaches_nothing(story: Story) -> None:
+    story.ready()
+    assert story.reads() == []
+    assert story.known() is None
 
 
 def test_a_run_that_was_never_ready_teaches_nothing() -> None:

@@ -270,6 +270,22 @@ def test_what_others_hold_on_a_gpu(two_gpus: list[Gpu], monkeypatch: pytest.Monk
     assert hidden.readings[0].used_by_others_bytes == 15 * GIB, "unknown processes: ours is what is reserved"
 
 
+def test_what_a_daemon_holds_for_a_replica_is_not_what_others_hold(
+    two_gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is an adapter that holds nothing; process 9 is a daemon that hosts its model and others."""
+    monkeypatch.setattr(measuring, "parent_of", lambda pid: 500)
+    monkeypatch.setattr(measuring, "descendants", lambda pid: [501])
+    monkeypatch.setattr(measuring.os.path, "exists", lambda path: True)
+    lent = {"gpu-0-mib": 81920.0, "gpu-1-mib": 81920.0}
+    ours = Watched(ReplicaId("a#1"), "x", 400, 501, {0: 30 * GIB, 1: 10 * GIB}, held_elsewhere_bytes=32 * GIB)
+    two_gpus[0] = Gpu(0, "GPU-0", "H100", 80 * GIB, 29 * GIB, {9: 29 * GIB})
+    two_gpus[1] = Gpu(1, "GPU-1", "H100", 80 * GIB, 8 * GIB, {9: 8 * GIB})
+    taken = Measuring(lent).take([ours])
+    assert taken.measured_bytes == {"a#1": 32 * GIB}
+    assert taken.readings == (DeviceReading(0, 5 * GIB, 24 * GIB), DeviceReading(1, 0, 8 * GIB))
+
+
 def test_what_others_hold_of_lent_ram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "gpus", lambda: ())
     monkeypatch.setattr(measuring, "parent_of", lambda pid: 500)
@@ -280,3 +296,6 @@ def test_what_others_hold_of_lent_ram(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(measuring, "available_memory_bytes", lambda available=available: available * MIB)
         taken = Measuring(LENT).take([ours])
         assert taken.readings == (DeviceReading(0, others * MIB, 300 * MIB),)
+    borrowed = Measuring(LENT).take([replace(ours, held_elsewhere_bytes=150 * MIB)])
+    assert borrowed.readings == (DeviceReading(0, 50 * MIB, 450 * MIB),), "150 MiB of it are in a daemon"
+    assert borrowed.measured_bytes == {"a#1": 450 * MIB}

@@ -73,6 +73,7 @@ def test_what_engines_are_told(config: ServiceConfig) -> None:
     assert config.models[1].engine_fields() == {
         "model": "1.5",
         "source": "org/model",
+        "daemon": None,
         "args": ("vllm", "serve", "${MODEL}", "--port", "${PORT}", "--seed", "7"),
         "env": {"HF_HUB_OFFLINE": "1", "DEBUG": "on"},
         "context_length": None,
@@ -81,6 +82,12 @@ def test_what_engines_are_told(config: ServiceConfig) -> None:
         "ready_path": "/ready",
         "load_timeout_ms": 600_000,
         "simulate": {},
+        "pipeline": 1,
+        "max_batched_tokens": None,
+        "kv_type": None,
+        "kv_cache_bytes": None,
+        "python": None,
+        "runtime_env": {},
     }
     assert config.models[2].engine_fields()["simulate"] == {
         "load": 2000,
@@ -113,6 +120,7 @@ def test_a_stored_config_reads_back_as_itself(config: ServiceConfig) -> None:
         ("https://host/a.gguf", "llama-cpp", "https://host/a.gguf"),
         ("org/model", "command", "org/model"),
         ("./model", "command", "/srv/model"),
+        ("llama3.2:3b", "ollama", "llama3.2:3b"),
     ],
 )
 def test_sources_are_relative_to_the_file(source: str, engine: str, absolute: str) -> None:
@@ -125,11 +133,15 @@ def test_sources_are_relative_to_the_file(source: str, engine: str, absolute: st
     [
         ("{name: a, memory: 1GiB}", ": the key 'engine' is missing; add for example engine: llama-cpp"),
         ("{name: a, memory: 1GiB, engine: vlm}",
-         ".engine: 'vlm' is not one of the engines; the engines are: command, llama-cpp, simulated"),
+         ".engine: 'vlm' is not one of the engines; did you mean vllm?"),
         ("{name: a, memory: 1GiB, engine: lama-cpp}",
          ".engine: 'lama-cpp' is not one of the engines; did you mean llama-cpp?"),
         ("{name: a, memory: 1GiB, engine: llama-cpp}",
          ": 'a' has no source; add the path of its GGUF file, source: model.gguf"),
+        ("{name: a, memory: 1GiB, engine: ollama}",
+         ": 'a' has no source; add its name in `ollama list`, source: llama3.2:3b"),
+        ("{name: a, memory: 1GiB, engine: llama-cpp, source: a.gguf, daemon: 'http://127.0.0.1:11434'}",
+         ".daemon: the engine llama-cpp uses no daemon; remove it, or use engine: ollama"),
         ("{name: a, memory: 1GiB, engine: command}",
          ": 'a' has no args, the command that serves it; "
          "add for example args: [vllm, serve, org/model, --port, '${PORT}']"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -43,7 +46,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     started: list[EngineProcess] = []
 
     def start_engine(name: str, request: EngineRequest, port: int | None = None) -> EngineProcess:
-        log_path = tmp_path / "logs" / log_file_name(request.replica)
+        log_path = tmp_path / "logs" / log_file_name(request.replica, request.node_rank)
         process = EngineProcess.start(by_name(name), request, "127.0.0.1", log_path, port)
         started.append(process)
         return process
@@ -53,6 +56,30 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         await process.stop(grace_s=0)
     pids = {process.pid for process in started}
     assert [left for left in marked_processes() if left.pid in pids] == []
+
+
+class OllamaStore:
+    """A folder of models for the stand-in of `ollama` (ollama_stand_in.py), and `env`, by which it is found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        program = folder / "bin" / "ollama"
+        program.parent.mkdir(parents=True)
+        stand_in = Path(__file__).with_name("ollama_stand_in.py")
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -u {stand_in} "$@"\n')
+        program.chmod(0o755)
+        self.env = {"PATH": f"{program.parent}:{os.environ['PATH']}", "OLLAMA_MODELS": str(folder)}
+        self._models: dict[str, object] = {}
+
+    def add(self, name: str, **spec: object) -> None:
+        """A model as ollama_stand_in.py describes it."""
+        self._models[name] = {"size": 10 << 20, **spec}
+        (self.folder / "models.json").write_text(json.dumps(self._models))
+
+
+@pytest.fixture
+def ollama_store(tmp_path: Path) -> OllamaStore:
+    return OllamaStore(tmp_path / "ollama")
 
 
 @pytest.fixture
