@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 
 from rayscheduler.cluster.learned import Learned, margin_bytes
 from rayscheduler.cluster.reports import DeviceEstimate, SizeAnswer
+from rayscheduler.config.models import EngineName
 from rayscheduler.config.service import ModelEntry
 from rayscheduler.core.types import Word
 from rayscheduler.core.words import sized
@@ -35,7 +36,7 @@ FACTOR = 2
 # What any engine's process takes besides is a large part of a small model: a statement of some hundred MiB too
 # much is a round number, not a contradiction. Too little has no such excuse.
 ROUND_NUMBER_BYTES = 512 * MIB
-FILLS = frozenset({"vllm", "sglang"})
+FILLS = frozenset({EngineName.VLLM, EngineName.SGLANG})
 
 
 class Source(Word):
@@ -119,7 +120,7 @@ def _figure(
 
     if runs is None or entry.trust:
         return figure(believed, source)
-    if entry.engine.value in FILLS or entry.bytes_max_by_count():
+    if entry.engine in FILLS or entry.bytes_max_by_count():
         if runs.excess_bytes <= 0:
             return figure(believed, source)
         spare_bytes = runs.excess_bytes + margin_bytes(runs.excess_bytes)

@@ -125,13 +125,29 @@ def test_never_below_what_was_measured() -> None:
 
 
 def test_an_engine_that_fills_what_it_is_given_teaches_its_excess_only() -> None:
-    made = entry().model_copy(update={"engine": _Named("vllm")})
+    made = entry(engine="vllm", source="./model")
     assert figure(made, says(10 * GIB), ran(10 * GIB, excess=0)).reserved_bytes == 10 * GIB
     found = figure(made, says(10 * GIB), ran(11 * GIB, excess=GIB))
     assert found.spare_bytes == GIB + margin_bytes(GIB)
     assert found.reserved_bytes == 10 * GIB + found.spare_bytes
     again = figure(made, says(10 * GIB), ran(found.reserved_bytes + GIB, excess=GIB))
     assert again.reserved_bytes == found.reserved_bytes, "it does not grow with each load"
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "refused"),
+    [("6GiB", "30GiB", ""), ("1GiB", "4GiB", "4.0 GiB"), ("21GiB", "90GiB", "21.0 GiB"), ("1GiB", "5GiB", "")],
+)
+def test_an_elastic_entry_is_refused_where_all_of_its_range_is_wrong(least: str, most: str, refused: str) -> None:
+    refusal = figures_of(entry(memory={"min": least, "max": most}), [says(10 * GIB)]).refusal
+    assert (f"its memory says {refused}" in refusal) if refused else (refusal == "")
+
+
+def test_an_elastic_model_is_not_believed_to_need_what_it_was_given() -> None:
+    made = entry(memory={"min": "6GiB", "max": "30GiB"})
+    assert figure(made, says(10 * GIB), ran(29 * GIB, excess=-GIB)).reserved_bytes == 6 * GIB
+    more = figure(made, says(10 * GIB), ran(29 * GIB, excess=GIB))
+    assert more.reserved_bytes == 6 * GIB + more.spare_bytes
 
 
 def test_the_margin() -> None:
@@ -141,10 +157,3 @@ def test_the_margin() -> None:
 
 def test_parts_are_told_largest_first() -> None:
     assert parts_words({"output": 1, "kv_cache": GIB, "weights": 3 * GIB}) == "weights 3.0 GiB, kv cache 1.0 GiB"
-
-
-class _Named:
-    """An engine of which this version need not know more than its name."""
-
-    def __init__(self, value: str) -> None:
-        self.value = value
