@@ -75,6 +75,7 @@ def render(status: Json) -> RenderableType:
     """All of it: devices, replicas, models, and the queue where somebody waits."""
     parts: list[RenderableType] = [_devices(status["nodes"])]
     parts += list(_mending(status["nodes"]))
+    parts += list(_foreign(status["nodes"]))
     if status["replicas"]:
         parts.append(_replicas(status["replicas"]))
     if status["models"]:
@@ -151,6 +152,18 @@ def _mending(nodes: Sequence[Json]) -> Iterator[Text]:
     for node in nodes:
         if node["mend"]:
             yield Text(f"{node['name']}: {node['mend']}", style="yellow")
+
+
+def _foreign(nodes: Sequence[Json]) -> Iterator[RenderableType]:
+    """The programs on the devices that are none of our engines', those that hold most first."""
+    table = _table("Other programs", "device", ">pid", "program", "user", ">holds", "")
+    found = [(device["id"], each) for node in nodes for device in node["devices"] for each in device["foreign"]]
+    for device, process in sorted(found, key=lambda one: (-(one[1]["held_bytes"] or 0), one[0], one[1]["pid"])):
+        left_by = f"left by {process['left_by']}" if process["left_by"] else ""
+        held = memory(process["held_bytes"])
+        _row(table, device, str(process["pid"]), process["name"] or "?", process["user"] or "?", held, left_by)
+    if table.row_count:
+        yield table
 
 
 def _replicas(replicas: Sequence[Json]) -> Table:

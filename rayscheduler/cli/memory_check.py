@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rayscheduler.cluster.drivers import gpus
 from rayscheduler.cluster.figures import Figures, figures_of, parts_words
-from rayscheduler.cluster.nvml import gpus
 from rayscheduler.cluster.reports import SizeQuestion
 from rayscheduler.cluster.sizing import size_up
 from rayscheduler.config.service import ModelEntry, ServiceConfig

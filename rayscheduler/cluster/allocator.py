@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from rayscheduler.cluster.executor import EngineEnded, Executor
 from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.figuring import Figuring
 from rayscheduler.cluster.housekeeping import Housekeeping
+from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
-from rayscheduler.cluster.lease_book import LeaseBook, Reply, error_of, refused, said
+from rayscheduler.cluster.lease_book import LeaseBook, Reply, error_of, refused, said, unknown_model, unknown_tier
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
 from rayscheduler.cluster.ports import accepts
@@ -176,7 +177,7 @@ class Allocator:
         if priority is None and tier is not None:
             tiers = self._deployed.config.settings().tiers
             if tier not in tiers:
-                return said(_unknown_tier(tier, tiers))
+                return said(unknown_tier(tier, tiers))
             priority = tiers[tier]
         name = self._deployed.resolve(model)
 
@@ -283,7 +284,7 @@ class Allocator:
         while (plan := self._started.ask_plan(name, now_ms())) is None and self._figures.model(name) is not None:
             await self._progress.past(self._progress.serial, 0.25)  # it is in the mailbox
         if plan is None:
-            return _unknown(model)
+            return unknown_model(model)
         seen = self._seen(name)
         if plan.verdict is PlanVerdict.NEVER and not seen["there"]:
             return refused(RejectCode.NEVER_FITS, plan.message)
@@ -296,7 +297,7 @@ class Allocator:
         await self._ready.wait()
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
-            return _unknown(model)
+            return unknown_model(model)
         self._mailbox.put(ev.UnloadAsked(name))
         return {"ok": True, "message": f"{name} is unloaded"}
 
@@ -305,7 +306,7 @@ class Allocator:
         await self._ready.wait()
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
-            return _unknown(model)
+            return unknown_model(model)
         self._pins[name] = pinned
         self._mailbox.put(ev.PinAsked(name, pinned))
         await asyncio.to_thread(self._store.write_pins, dict(self._pins))
@@ -350,13 +351,18 @@ class Allocator:
         await self._ready.wait()
         self._roster.died(replica, incarnation, node_id)
 
+    async def known_inventory(self, node_id: str) -> NodeInventory | None:
+        """What the agent of a node has told of it; None: nothing yet."""
+        node = self._membership.nodes.get(node_id)
+        return node.inventory if node else None
+
     async def node_report(self, node_id: str, report: AgentReport) -> list[Watched]:
         if news := self._membership.reported(node_id, report, now_ms() / 1000):
             self._mailbox.put_all(news)
             self._figures.node_reported()
-        for replica, size in report.measured_bytes.items():
-            if record := self._roster.records.get(replica):
-                record.measured_on[node_id] = size
+        node = self._membership.nodes.get(node_id)
+        if node is not None:
+            self._roster.measured(node.name, report.measured)
         return self._roster.watched(node_id)
 
     # -- what the executor says, in its thread ----------------------------------------------------
@@ -437,12 +443,3 @@ def _event_log(config: ServiceConfig) -> EventLog | None:
     if section is None:
         return None
     return EventLog(Path(section.path), config.settings(), section.file_size, section.keep)
-
-
-def _unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
-    message = f"there is no tier {tier!r}; known are: {', '.join(sorted(tiers)) or 'none'}"
-    return {"granted": False, "code": "unknown_tier", "status": 400, "message": message, "retry_after_s": None}
-
-
-def _unknown(model: str) -> dict[str, Any]:
-    return refused(RejectCode.MODEL_NOT_FOUND, f"there is no model {model!r} in the catalog")

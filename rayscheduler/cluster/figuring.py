@@ -18,7 +18,7 @@ from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.asking import Asking
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.figure_book import FigureBook
-from rayscheduler.cluster.learning import Learning, Sighting, shared
+from rayscheduler.cluster.learning import Learning, Sighting
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, said
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
@@ -140,6 +140,8 @@ class Figuring:
 
 
 def _sighting(record: RunnerRecord, leases: int) -> Sighting:
-    held_bytes, place = record.measured_bytes, record.launch.placement
-    held = shared(place, held_bytes) if held_bytes is not None else ()
-    return Sighting(record.launch, record.state is RunnerState.RUNNING, held, leases)
+    """Device by device where that is known; of a replica without devices, what it holds of the host."""
+    held = [] if record.measured_bytes is None else record.measured_device_bytes() or [record.measured_bytes]
+    known = [size for size in held if size is not None]
+    held_bytes = tuple(known) if len(known) == len(held) else ()
+    return Sighting(record.launch, record.state is RunnerState.RUNNING, held_bytes, leases)

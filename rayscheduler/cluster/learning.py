@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rayscheduler.cluster.learned import Learned, Run, learned_from_json
 from rayscheduler.cluster.reports import Launch
-from rayscheduler.core.types import ModelName, Placement, ReplicaId
+from rayscheduler.core.types import ModelName, ReplicaId
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,3 @@ class Learning:
         told = {**now.to_json(), "model": launch.model, "engine": launch.engine}
         self._keep(launch.memory_key, json.dumps(told, sort_keys=True))
         return True
-
-
-def shared(placement: Placement, held_bytes: int) -> tuple[int, ...]:
-    """A sum over all devices of a replica, shared by what is reserved on them, where nobody knows it better; of one
-    without devices, what it holds of the host."""
-    whole = max(1, sum(placement.device_bytes))
-    return tuple(-(-held_bytes * each // whole) for each in placement.device_bytes) or (held_bytes,)

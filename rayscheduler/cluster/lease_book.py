@@ -138,6 +138,15 @@ def error_of(reply: Reply) -> Reply:
     return {"error": {key: value for key, value in reply.items() if key != "granted"}}
 
 
+def unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
+    message = f"there is no tier {tier!r}; known are: {', '.join(sorted(tiers)) or 'none'}"
+    return {"granted": False, "code": "unknown_tier", "status": 400, "message": message, "retry_after_s": None}
+
+
+def unknown_model(model: str) -> dict[str, Any]:
+    return refused(RejectCode.MODEL_NOT_FOUND, f"there is no model {model!r} in the catalog")
+
+
 def held_by_replica(heartbeats: Mapping[HolderId, Iterable[Iterable[str]]]) -> dict[str, dict[RequestId, HolderId]]:
     """What holders say they hold (pairs of request and replica), by replica."""
     by_replica: dict[str, dict[RequestId, HolderId]] = {}

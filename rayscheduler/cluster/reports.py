@@ -17,6 +17,7 @@ class RunnerState(Word):
     """How far a runner is. Whoever comes after FAILED, CRASHED or STOPPED is another incarnation."""
 
     ANNOUNCED = "announced"  # the runner's process is there, its engine is not
+    QUEUED = "queued"  # it waits for its turn to start the engine, or for memory that is not back yet
     LOADING = "loading"
     RUNNING = "running"
     FAILED = "failed"  # the engine never became ready, and is gone
@@ -105,17 +106,52 @@ class Watched:
     incarnation: str
     runner_pid: int
     engine_pid: int
-    device_bytes: Mapping[int, int]  # what it has reserved, by device index
+    device_bytes: Mapping[int, int]  # what it has reserved on this node, by device index
     held_elsewhere_bytes: int = 0  # on all of these, by a process that is not the engine's
+    profiling: bool = False  # its engine is loading, and profiles free memory meanwhile
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """`used_by_others_bytes`: of what the device lends, the part that programs that are not ours hold."""
+    """`used_by_others_bytes`: of what the device lends, the part that programs that are not ours hold.
+    `measured_bytes`: what our engines hold. `free_bytes`: what nobody holds, lent or not."""
 
     index: int
     used_by_others_bytes: int
     measured_bytes: int
+    free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the processes of one replica hold on one node.
+
+    `device_bytes`: by device index, of those devices on which it is known; `host_bytes`: RAM that no device of
+    the node stands for. A GPU's driver is not asked about RAM, so on nodes with real GPUs that is 0.
+    """
+
+    device_bytes: Mapping[int, int] = field(default_factory=dict)
+    host_bytes: int = 0
+
+    @property
+    def all_bytes(self) -> int:
+        return sum(self.device_bytes.values()) + self.host_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignProcess:
+    """A process on a device that belongs to no replica we watch.
+
+    `held_bytes` None: the driver does not tell. `name` and `user` "": it cannot be seen from here (another
+    container's). `replica`: whose engine it once was part of, by its mark; "" for a program that is not ours.
+    """
+
+    index: int
+    pid: int
+    held_bytes: int | None
+    name: str = ""
+    user: str = ""
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +160,8 @@ class AgentReport:
 
     inventory: NodeInventory
     readings: tuple[DeviceReading, ...] = ()
-    measured_bytes: Mapping[ReplicaId, int] = field(default_factory=dict)
+    measured: Mapping[ReplicaId, Measured] = field(default_factory=dict)
+    foreign: tuple[ForeignProcess, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.figure_book import REFUSED_CODE, FigureBook
 from rayscheduler.cluster.membership import KnownNode, Membership
+from rayscheduler.cluster.reports import ForeignProcess
 from rayscheduler.cluster.roster import Roster, RunnerRecord
 from rayscheduler.core.lifecycle import State
 from rayscheduler.core.types import (
@@ -70,6 +71,7 @@ def _node(known: KnownNode, believed: NodeSnapshot | None, address: str) -> Json
         "backend": known.inventory.backend.value if known.inventory else None,
         "simulated": known.inventory.simulated if known.inventory else False,
         "cpus": known.millicpus / 1000,
+        "driver": known.inventory.driver or None if known.inventory else None,
         "devices": _devices(known, believed) if believed else [],
     }
 
@@ -82,13 +84,13 @@ def _mend(known: KnownNode, address: str) -> str | None:
     if known.inventory is None:
         return "its agent has not reported yet"
     if known.lost_devices:
-        lost = ", ".join(map(str, sorted(known.lost_devices)))
-        return f"its resources name devices that its driver does not show: {lost}; look at nvidia-smi there"
+        lost = "; ".join(f"device {index} is lost: {why}" for index, why in sorted(known.lost_devices.items()))
+        return f"{lost}; look at nvidia-smi or amd-smi there, and reset it; it is offered again once it is back"
     return None
 
 
 def _devices(known: KnownNode, believed: NodeSnapshot) -> list[Json]:
-    uuids = {device.index: device.uuid for device in known.inventory.devices} if known.inventory else {}
+    lent = {device.index: device for device in known.inventory.devices} if known.inventory else {}
     devices = []
     for seen in believed.devices:
         index = int(seen.device.id.rpartition("/")[2])
@@ -97,16 +99,29 @@ def _devices(known: KnownNode, believed: NodeSnapshot) -> list[Json]:
             {
                 "id": seen.device.id,
                 "type": seen.device.type,
-                "uuid": uuids.get(index, ""),
+                "uuid": lent[index].uuid if index in lent else "",
+                "compute_capability": (lent[index].compute_capability or None) if index in lent else None,
                 "offered": seen.offered,
                 "capacity_bytes": seen.device.capacity_bytes,
                 "reserved_bytes": seen.reserved_bytes,
                 "used_by_others_bytes": seen.used_by_others_bytes,
                 "measured_bytes": reading.measured_bytes if reading else None,
                 "free_bytes": max(0, seen.free_bytes),
+                "foreign": [_foreign(process) for process in known.foreign if process.index == index],
             }
         )
     return devices
+
+
+def _foreign(process: ForeignProcess) -> Json:
+    """A program on a device that is none of our engines'. Null where it cannot be known."""
+    return {
+        "pid": process.pid,
+        "name": process.name or None,
+        "user": process.user or None,
+        "held_bytes": process.held_bytes,
+        "left_by": process.replica or None,
+    }
 
 
 def _replica(replica: ReplicaSnapshot, roster: Roster, now_ms: int) -> Json:
@@ -123,6 +138,7 @@ def _replica(replica: ReplicaSnapshot, roster: Roster, now_ms: int) -> Json:
         "device_bytes": list(place.device_bytes),
         "host_bytes": place.host_bytes,
         "measured_bytes": record.measured_bytes if record else None,
+        "measured_device_bytes": record.measured_device_bytes() if record else [None] * len(place.devices),
         "leases": replica.leases,
         "since_s": _seconds(now_ms - replica.state_since_ms),
         "idle_s": _seconds(now_ms - replica.last_used_ms) if idle else None,
@@ -147,7 +163,7 @@ def _parts(record: RunnerRecord | None) -> list[Json]:
             "node": node,
             "runner_pid": part.runner_pid,
             "engine_pid": part.engine_pid or None,
-            "measured_bytes": record.measured_on.get(part.node_id),
+            "measured_bytes": record.measured[node].all_bytes if node in record.measured else None,
         }
         for node, part in zip(record.launch.placement.nodes, record.report.parts, strict=False)
     ]

@@ -64,6 +64,9 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
     def refusal(reason: RefusalReason, needed: int | None = None, free: int | None = None) -> Refusal:
         return Refusal(node.name, reason, needed, free)
 
+    def among(indices: list[int], count: int) -> list[int]:
+        return indices if count <= 1 else [i for i in indices if not node.devices[i].is_slice]
+
     if want.backend is not None and node.backend != want.backend:
         return refusal(RefusalReason.BACKEND)
     counts = sorted(want.bytes_by_count)
@@ -87,21 +90,22 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
             counts = [count for count in counts if count == len(pin.devices)]
     if host_only_refused:
         counts = [count for count in counts if count > 0]
-    counts = [count for count in counts if count <= len(typed)]
+    counts = [count for count in counts if count <= len(among(typed, count))]
     if not counts:
         return refusal(RefusalReason.DEVICES)
     large = [i for i in typed if node.devices[i].capacity_bytes >= want.device_memory_bytes]
-    roomy = [count for count in counts if count <= len(large)]
+    roomy = [count for count in counts if count <= len(among(large, count))]
     if not roomy:
         sizes = sorted((node.devices[i].capacity_bytes for i in typed), reverse=True)
         smallest = max(1, counts[0])
         free = sizes[smallest - 1] if len(sizes) >= smallest else 0
         return refusal(RefusalReason.DEVICE_MEMORY, want.device_memory_bytes, free)
-    sizes = sorted((node.devices[i].capacity_bytes for i in large), reverse=True)
-    offered = [count for count in roomy if sum(sizes[:count]) >= want.total_device_memory_bytes]
+    sizes_of = {n: sorted((node.devices[i].capacity_bytes for i in among(large, n)), reverse=True) for n in roomy}
+    offered = [count for count in roomy if sum(sizes_of[count][:count]) >= want.total_device_memory_bytes]
     if not offered:
-        return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, sum(sizes[: roomy[-1]]))
-    options = [_option(node, model, count, tuple(large)) for count in offered]
+        most = sum(sizes_of[roomy[-1]][: roomy[-1]])
+        return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, most)
+    options = [_option(node, model, count, tuple(among(large, count))) for count in offered]
     return Needs(model, options, ranks, settings.strategy)
 
 

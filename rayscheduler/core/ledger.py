@@ -146,7 +146,7 @@ class Ledger:
             self._home[device.id] = account
 
     def _shape_of(self, node: Node) -> int:
-        devices = tuple((d.capacity_bytes, d.headroom_bytes, d.type) for d in node.devices)
+        devices = tuple((d.capacity_bytes, d.headroom_bytes, d.type, d.is_slice) for d in node.devices)
         labels = tuple(sorted(node.labels.items()))
         signature = (node.backend, devices, labels, node.millicpus, node.memory_bytes, node.device_is_host_memory)
         return self._shapes.setdefault(signature, len(self._shapes))
@@ -169,6 +169,12 @@ class Ledger:
     def lose_device(self, device: DeviceId) -> None:
         account = self._home[device]
         account.lost[account.index[device]] = True
+        account.changed()
+
+    def regain_device(self, device: DeviceId) -> None:
+        """It is offered again. Whoever still holds a reservation there keeps it until its exit is confirmed."""
+        account = self._home[device]
+        account.lost[account.index[device]] = False
         account.changed()
 
     def observe(self, device: DeviceId, used_by_others_bytes: int) -> int:

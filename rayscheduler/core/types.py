@@ -109,12 +109,16 @@ class RefusalReason(Word):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU, or the RAM that a CPU node lends."""
+    """One GPU, a slice of one, or the RAM that a CPU node lends.
+
+    `is_slice`: a process can use one slice (MIG) only, so a slice is never one of several devices of a replica.
+    """
 
     id: DeviceId
     capacity_bytes: int
     headroom_bytes: int = 0
     type: str = ""
+    is_slice: bool = False
 
 
 @dataclass(frozen=True, slots=True)

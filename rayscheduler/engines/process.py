@@ -206,7 +206,7 @@ class EngineProcess:
 
     def measured_bytes(self) -> int:
         """Host memory held by all processes of the engine: shared pages by their share (PSS), else resident."""
-        return sum(_held_bytes(pid) for pid in self.pids())
+        return sum(held_bytes(pid) for pid in self.pids())
 
     async def held_elsewhere_bytes(self) -> int:
         """Memory that a process which is not the engine's holds for it, as the engine says; 0 if it says nothing."""
@@ -329,8 +329,8 @@ def log_file_name(replica: str, node_rank: int = 0) -> str:
     return quote(replica, safe="#@:+ ") + (f"-node{node_rank}" if node_rank else "") + ".log"
 
 
-def _held_bytes(pid: int) -> int:
-    """PSS of a process, or its resident memory where the kernel does not tell; 0 if it is gone."""
+def held_bytes(pid: int) -> int:
+    """Host memory of a process: shared pages by their share (PSS) where the kernel tells; 0 if it is gone."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:

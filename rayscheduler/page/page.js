@@ -135,23 +135,30 @@ function drawDevice(device, held) {
     bar.append(part);
   }
   if (device.used_by_others_bytes > 0) {
-    const others = element("div", "part others narrow");
-    others.style.width = `${share(device.used_by_others_bytes)}%`;
-    others.title = `${size(device.used_by_others_bytes)} used by other programs`;
-    bar.append(others);
+    const part = element("div", "part others narrow");
+    part.style.width = `${share(device.used_by_others_bytes)}%`;
+    part.title = `${size(device.used_by_others_bytes)} used by other programs`;
+    bar.append(part);
   }
   if (device.measured_bytes > 0) {
     const mark = element("div", "mark");
     mark.style.width = `${Math.min(100, share(device.measured_bytes))}%`;
     bar.append(mark);
   }
+  const foreign = device.foreign ?? [];
+  const others = foreign.length ? element("p", "foreign", `other programs: ${foreign.map(program).join(", ")}`) : null;
   const name = element("span", "", element("b", "", device.id), device.type ? ` ${device.type}` : "",
     device.offered === false ? " – lost" : "");
   const figures = `${size(device.reserved_bytes)} of ${size(device.capacity_bytes)}, ${size(device.free_bytes)} free`;
   bar.title = device.measured_bytes ? `${size(device.measured_bytes)} measured` : "";
   bar.setAttribute("role", "img");
   bar.setAttribute("aria-label", `${device.id}: ${figures}`);
-  return element("div", "device", element("div", "what", name, element("span", "", figures)), bar);
+  return element("div", "device", element("div", "what", name, element("span", "", figures)), bar, others);
+}
+
+function program(process) {
+  const whose = [process.user, process.left_by ? `left by ${process.left_by}` : null].filter(Boolean).join(", ");
+  return `${process.name ?? "?"} (pid ${process.pid}${whose ? `, ${whose}` : ""}) ${size(process.held_bytes)}`;
 }
 
 function drawModels(models) {

@@ -24,6 +24,7 @@ def device(id: str = "n1/0", **other: Any) -> dict[str, Any]:
         "used_by_others_bytes": 0,
         "measured_bytes": 0,
         "free_bytes": 80 * GIB,
+        "foreign": [],
         **other,
     }
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from rayscheduler.cluster.learned import RAN_LONG_MS, Learned, Run, learned_from_json, memory_key
-from rayscheduler.cluster.learning import Learning, Sighting, shared
+from rayscheduler.cluster.learning import Learning, Sighting
 from rayscheduler.cluster.reports import Launch
 from rayscheduler.core.types import DeviceId, ModelName, NodeName, Placement, ReplicaId
 from rayscheduler.engines import EngineRequest
 
 TWO = Placement((NodeName("n"),), (DeviceId("n/1"), DeviceId("n/3")), (100, 300))
-HOST = Placement((NodeName("n"),), (), (), host_bytes=500)
 A = ReplicaId("a#1")
 
 
@@ -57,11 +56,6 @@ def test_the_peak_of_each_device_counts_also_while_it_loads(story: Story) -> Non
     assert story.reads(95, 200) == ["a"]
     assert story.known() == Learned((95, 400), excess_bytes=100, exercised=False)
     assert story.reads(95, 200) == [], "nothing new"
-
-
-def test_a_sum_over_devices_is_shared_as_it_is_reserved() -> None:
-    assert shared(TWO, 200) == (50, 150)
-    assert shared(HOST, 200) == (200,)
 
 
 def test_a_full_house_exercises_it(story: Story) -> None:

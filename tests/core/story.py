@@ -39,8 +39,8 @@ def node(name: str, devices: str, **options: str) -> Node:
     types = options.get("type", "").split(",")
     if len(types) == 1:
         types *= len(sizes)
-    headroom = size(options.get("headroom", "0GiB"))
-    made = tuple(Device(f"{name}/{i}", size(text), headroom, types[i]) for i, text in enumerate(sizes))
+    headroom, sliced = size(options.get("headroom", "0GiB")), "slices" in options
+    made = tuple(Device(f"{name}/{i}", size(text), headroom, types[i], sliced) for i, text in enumerate(sizes))
     cpus = int(options["cpus"]) * 1000 if "cpus" in options else None
     memory = size(options["memory"]) if "memory" in options else None
     ram = options.get("ram") == "yes"
@@ -174,6 +174,8 @@ class Story:
                 return ev.ModelRemoved(names[0])
             case "lost":
                 return ev.DeviceLost(names[0]) if "/" in names[0] else ev.NodeLost(names[0])
+            case "returned":
+                return ev.DeviceReturned(names[0])
             case "deploy":
                 return ev.ModelDeployed(model(names[0], names[1], **options))
             case "found":

@@ -171,6 +171,8 @@ class Traffic:
                 away = [each for each in self.cluster.nodes if each.name not in self.books.nodes]
                 return ev.NodeJoined(away[0]) if away else ev.NodeLost(node.name)
             case "device":
+                if device.id in self.books.lost:
+                    return ev.DeviceReturned(device.id)
                 return ev.DeviceLost(device.id) if dice.one_in(3) else None
             case "shutdown":
                 return ev.ShutdownAsked()
