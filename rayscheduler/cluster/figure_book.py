@@ -28,7 +28,7 @@ from rayscheduler.cluster.lease_book import Reply, rejection
 from rayscheduler.cluster.membership import KnownNode
 from rayscheduler.cluster.reports import DeviceEstimate, SizeAnswer
 from rayscheduler.config.service import ModelEntry
-from rayscheduler.core.types import Model, ModelName, RejectCode
+from rayscheduler.core.types import Backend, Model, ModelName, RejectCode
 
 LOOK_EVERY_S = 1.0
 CHECK_WITHIN_S = 5.0  # an entry that says its memory is believed if no node has answered by then
@@ -175,19 +175,24 @@ class FigureBook:
             self._look_now.clear()
 
     def _look(self) -> None:
+        """Most rounds find nothing to do, for a thousand models in a moment."""
         nodes = [node for node in self._nodes() if node.joined]
-        for sized in list(self._models.values()):
-            if not sized.entry.can_be_estimated or not nodes:
+        kinds = {on_host(node) for node in nodes}
+        for sized in list(self._models.values()) if nodes else ():
+            due = [kind for kind in kinds if self._is_due(sized, kind)]
+            if not sized.entry.can_be_estimated or (sized.figures is not None and not due):
                 continue
             able = candidates(sized.entry, nodes)
-            for kind in (True, False):
-                of_kind = [node for node in able if on_host(node) is kind]
-                if of_kind and self._is_due(sized, kind):
+            for kind in due:
+                if of_kind := [node for node in able if on_host(node) is kind]:
                     self._ask(sized, of_kind, kind)
             if sized.figures is None:
                 self._settle(sized, believe=not able)
 
     def _is_due(self, sized: Sized, kind: bool) -> bool:
+        backend = sized.entry.requires.backend
+        if backend is not None and (backend is Backend.CPU) is not kind:
+            return False
         if kind in sized.asking or (kind in sized.answers and kind not in sized.old):
             return False
         return kind not in sized.problems or time.monotonic() >= sized.again_s

@@ -72,6 +72,8 @@ class Figuring:
     async def work(self) -> None:
         """For ever, once the core knows what `begin` said: ask for what is not known yet."""
         self._begun = True
+        for name in self.book.models():
+            self._refigured(name)  # what was learned since `begin`
         await self.book.work()
 
     def deploy(self, catalog: Catalog) -> None:
@@ -115,12 +117,15 @@ class Figuring:
                 self._mailbox.put(ModelRemoved(name))
             return
         self._told[name] = model
-        now = next((seen.model for seen in self._snapshot().models if seen.model.name == name), None)
-        if now is not None and told != model and replace(told or model, requirement=model.requirement) == model:
-            pinned = self._pins.get(name, now.pinned)
-            self._mailbox.put(ModelDeployed(replace(now, requirement=model.requirement, pinned=pinned)))
+        if told is not None and told != model and replace(told, requirement=model.requirement) == model:
+            self._mailbox.put(ModelDeployed(self._as_it_runs(model)))
         elif told != model:
             self._mailbox.put(ModelDeployed(model))
+
+    def _as_it_runs(self, model: Model) -> Model:
+        """The model with its new requirement and otherwise as the core has it."""
+        now = next((seen.model for seen in self._snapshot().models if seen.model.name == model.name), model)
+        return replace(now, requirement=model.requirement, pinned=self._pins.get(model.name, now.pinned))
 
     async def _keep_size(self, model: str, told: str) -> None:
         await asyncio.to_thread(self._store.write_size, model, told)
