@@ -92,10 +92,7 @@ class Followers:
     async def start(self) -> None:
         """Start their engines. EngineError: one cannot be started."""
         requests = map(self.meeting, self._launch.follower_requests)
-        starting = [
-            actor.start.remote(request)
-            for actor, request in zip(self._actors, requests, strict=True)
-        ]
+        starting = [actor.start.remote(request) for actor, request in zip(self._actors, requests, strict=True)]
         self.parts = tuple(await self._all(starting))
         for actor, name in zip(self._actors, self._names, strict=True):
             self._watching.append(asyncio.ensure_future(self._watch(actor, name)))

@@ -21,7 +21,8 @@ from rayscheduler.cluster.drivers import gpus
 from rayscheduler.cluster.engine_starts import EngineStarts
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.measuring import Measuring
-from rayscheduler.cluster.reports import AgentReport, Watched
+from rayscheduler.cluster.reports import AgentReport, SizeAnswer, SizeQuestion, Watched
+from rayscheduler.cluster.sizing import size_up
 from rayscheduler.cluster.warm_workers import keep_one
 from rayscheduler.core.types import ReplicaId
 from rayscheduler.engines.containers import sweep
@@ -62,6 +63,10 @@ class NodeAgent:
         with suppress(ProcessLookupError):
             if start_time(runner_pid) == runner_started:
                 os.kill(runner_pid, signal.SIGKILL)
+
+    async def size_up(self, question: SizeQuestion) -> SizeAnswer:
+        """What a replica would take, by what the model's files on this node say."""
+        return await asyncio.to_thread(size_up, question)
 
     async def confirm_gone(self, replica: ReplicaId, runner_pid: int, runner_started: int) -> bool:
         """Whether this runner or follower is gone, and all of its engine; what it left behind is ended."""

@@ -38,7 +38,8 @@ class Launch:
     """Everything that a runner needs to serve one replica.
 
     `request`: for the engine on the first node of the placement, which serves. `follower_requests`: for the
-    engines on the further nodes, in their order.
+    engines on the further nodes, in their order. `memory_key`: under it is kept what it takes (learned.py);
+    empty: nothing is.
     """
 
     replica: ReplicaId
@@ -48,6 +49,7 @@ class Launch:
     request: EngineRequest
     stop_grace_s: float
     follower_requests: tuple[EngineRequest, ...] = ()
+    memory_key: str = ""
 
     @property
     def actor_options(self) -> dict[str, object]:
@@ -167,3 +169,37 @@ class AgentReport:
     readings: tuple[DeviceReading, ...] = ()
     measured: Mapping[ReplicaId, Measured] = field(default_factory=dict)
     foreign: tuple[ForeignProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SizeQuestion:
+    """What would a replica take, for each of these device counts? `on_host`: of a node that lends its RAM."""
+
+    engine: str
+    request: EngineRequest
+    counts: tuple[int, ...]
+    on_host: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEstimate:
+    """What a model's files say that it takes on each device, on the one that takes most, and of what that consists.
+
+    `certain_bytes`: what it will take sooner or later though a process may not have touched it yet; 0 on devices
+    that commit memory when it is asked for.
+    """
+
+    each_bytes: int
+    parts_bytes: Mapping[str, int] = field(default_factory=dict)
+    certain_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SizeAnswer:
+    """By device count. `digest`: of the model's files. `version`: of the engine there, "" if nobody knows.
+    `problem`: why there is no estimate; then the rest is empty."""
+
+    digest: str = ""
+    version: str = ""
+    estimates: Mapping[int, DeviceEstimate] = field(default_factory=dict)
+    problem: str = ""

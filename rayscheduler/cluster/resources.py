@@ -152,9 +152,7 @@ def _lent_mib(lend_bytes: int, total_bytes: int, of_what: str) -> int:
 
 def _gpu(gpu: Gpu, lent_mib: int) -> LentDevice:
     slice, capability = bool(gpu.slice_of), gpu.compute_capability
-    return LentDevice(
-        gpu.index, lent_mib, gpu.uuid, device_type(gpu.name), gpu.total_bytes // MIB, slice, capability
-    )
+    return LentDevice(gpu.index, lent_mib, gpu.uuid, device_type(gpu.name), gpu.total_bytes // MIB, slice, capability)
 
 
 def _cpu(lent_mib: int) -> LentDevice:

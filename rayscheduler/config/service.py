@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from rayscheduler.config.cross_checks import check_catalog
 from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
 from rayscheduler.config.models import (
     EngineName,
     EngineWord,
     ModelSection,
     SchedulerSection,
-    check_catalog,
 )
 from rayscheduler.config.values import Wrong, shown
 from rayscheduler.config.yaml_lines import Document, load_file, load_text
@@ -39,6 +39,8 @@ ONLY_FOR: Mapping[str, tuple[EngineName, ...]] = {
     "kv_type": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
     "max_batched_tokens": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
 }
+# Whose models lie in files that say what they will take.
+ESTIMATED = (EngineName.LLAMA_CPP, *HUB_ENGINES)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -47,6 +49,10 @@ class ModelEntry(ModelSection):
 
     engine: EngineWord = Field(examples=["llama-cpp"])
     concurrency: Count = CONCURRENCY
+
+    @property
+    def can_be_estimated(self) -> bool:
+        return self.engine in ESTIMATED
 
     @property
     def load_timeout_ms(self) -> int:

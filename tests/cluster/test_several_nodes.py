@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from rayscheduler.cluster.agreement import HeldGroup, differences
-from rayscheduler.cluster.catalog import Catalog
+from rayscheduler.cluster.catalog import Catalog, core_model
 from rayscheduler.cluster.inventory import LentDevice, NodeInventory
 from rayscheduler.cluster.mailbox import Mailbox
 from rayscheduler.cluster.membership import KnownNode, Membership
@@ -83,7 +83,8 @@ def test_ray_and_the_ledger_are_compared_bundle_by_bundle() -> None:
     for name in (N1, N2):
         devices = tuple(Device(DeviceId(f"{name}/{index}"), 100 * MIB) for index in range(4))
         scheduler.handle(NodeJoined(Node(name, Backend.NVIDIA, devices)), 0)
-    (model,) = Catalog(config_from_text(CONFIG)).core_models()
+    (entry,) = Catalog(config_from_text(CONFIG))
+    model = core_model(entry, entry.bytes_by_count())
     scheduler.handle(ModelDeployed(model), 0)
     scheduler.handle(ReplicaFound(W, ModelName("w"), PLACE, True, {}), 0)
     first, second = bundles_of(PLACE, NODES)
