@@ -65,8 +65,8 @@ class NodeAccount:
         self._room = None
         self._dirty[self.node.name] = None
 
-    def lose(self, at: int) -> None:
-        self.lost[at] = True
+    def set_lost(self, at: int, lost: bool) -> None:
+        self.lost[at] = lost
         self._bare = None
         self.changed()
 
@@ -176,13 +176,12 @@ class Ledger:
 
     def lose_device(self, device: DeviceId) -> None:
         account = self._home[device]
-        account.lose(account.index[device])
+        account.set_lost(account.index[device], True)
 
     def regain_device(self, device: DeviceId) -> None:
         """It is offered again. Whoever still holds a reservation there keeps it until its exit is confirmed."""
         account = self._home[device]
-        account.lost[account.index[device]] = False
-        account.changed()
+        account.set_lost(account.index[device], False)
 
     def observe(self, device: DeviceId, used_by_others_bytes: int) -> int:
         """Note a reading; the bytes that others used there before it."""

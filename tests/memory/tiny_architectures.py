@@ -266,7 +266,7 @@ def _jamba(dims: Dims) -> Model:
         at = f"blk.{layer}."
         tensors |= _attention(dims, layer) if full else _mamba_layer(dims, layer, second=False)
         if not full:
-            tensors |= {f"{at}ssm_dt_norm.weight": (16,), f"{at}ssm_b_norm.weight": (16,), f"{at}ssm_c_norm.weight": (16,)}
+            tensors |= {f"{at}ssm_{part}_norm.weight": (16,) for part in ("dt", "b", "c")}
         tensors |= _gated(dims, layer)
     kv_heads = [dims.kv_heads if full else 0 for full in attention]
     return {**_ssm(dims), "attention.head_count_kv": kv_heads, "expert_count": 0}, tensors
