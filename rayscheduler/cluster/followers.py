@@ -52,7 +52,8 @@ class Followers:
         self._stopping: asyncio.Future[None] | None = None
 
     async def gather(self) -> None:
-        """Have an actor on each further node. EngineError: one does not come up."""
+        """Have an actor on each further node, in the runner's `runtime_env`, which Ray hands on to what an actor
+        makes. EngineError: one does not come up."""
         if not self._launch.follower_requests:
             return
         group = ray.util.get_current_placement_group()
