@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from rayscheduler.cli.options import AsJson
+from rayscheduler.cli.options import Address, AsJson
 from rayscheduler.cli.output import EXIT_BAD_INPUT, complain, show, show_json
 from rayscheduler.errors import SourceError
 
@@ -23,8 +23,12 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 Source = Annotated[
-    Path,
+    Path | None,
     typer.Argument(metavar="SOURCE", help="A .gguf file, a directory with config.json, or a file in it."),
+]
+Compare = Annotated[
+    bool,
+    typer.Option("--compare", help="What a running service has measured; SOURCE: a model's name, if any."),
 ]
 Context = Annotated[int | None, typer.Option("--context", metavar="TOKENS", help="Tokens of one request.")]
 Concurrency = Annotated[int, typer.Option("--concurrency", metavar="N", help="Requests at a time.")]
@@ -45,7 +49,7 @@ Draft = Annotated[str, typer.Option("--draft", metavar="SOURCE", help="Draft mod
 
 
 def estimate(
-    source: Source,
+    source: Source = None,
     context: Context = None,
     concurrency: Concurrency = 1,
     gpus: Gpus = 1,
@@ -59,6 +63,8 @@ def estimate(
     embedding: Embedding = False,
     mmproj: Projector = "",
     draft: Draft = "",
+    compare: Compare = False,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how many bytes a model takes on each device before it has ever run, part by part.
@@ -66,6 +72,13 @@ def estimate(
     Reads headers only: of a GGUF file, or config.json with the index or headers of safetensors files.
     Exits with 2 and one line for a source that is no model, or a question that makes no sense.
     """
+    if compare:
+        from rayscheduler.cli import comparing
+
+        comparing.compare(None if source is None else str(source), address, as_json)
+        return
+    if source is None:
+        raise typer.BadParameter("a SOURCE is missing: a .gguf file or a directory with config.json; or --compare")
     from rayscheduler.memory.estimate import Ask
     from rayscheduler.memory.estimate import estimate as estimated
 

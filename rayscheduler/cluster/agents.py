@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,10 +19,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayscheduler.cluster.membership import KnownNode
 from rayscheduler.cluster.names import NAMESPACE, agent_name
 from rayscheduler.cluster.node_agent import NodeAgent
-from rayscheduler.cluster.reports import Part
+from rayscheduler.cluster.reports import Part, SizeAnswer, SizeQuestion
 from rayscheduler.core.types import ReplicaId
 
 KILL_AFTER_S = 10.0
+SIZE_WITHIN_S = 20.0  # a header takes some ten milliseconds, from a disk that is awake
 FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.020, 0.500
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,18 @@ class Agents:
         if handle is not None:
             with contextlib.suppress(ray.exceptions.RayActorError):
                 await handle.kill.remote(part.runner_pid, part.runner_started)
+
+    async def size_up(self, node_id: str, question: SizeQuestion) -> SizeAnswer:
+        """What a replica would take by the files on this node. Never raises."""
+        handle = self._handles.get(node_id)
+        if handle is None:
+            return SizeAnswer(problem="the node's agent is not there")
+        try:
+            return cast(SizeAnswer, await asyncio.wait_for(handle.size_up.remote(question), SIZE_WITHIN_S))
+        except asyncio.TimeoutError:
+            return SizeAnswer(problem=f"the node's agent has not answered within {SIZE_WITHIN_S:g} s")
+        except ray.exceptions.RayError as problem:
+            return SizeAnswer(problem=f"the node's agent does not answer: {type(problem).__name__}")
 
     async def wait_gone(self, replica: ReplicaId, part: Part, kill_after_s: float = KILL_AFTER_S) -> bool:
         """Wait until nothing of a replica's part is left on its node; what stays is killed. False: nobody knows."""

@@ -5,7 +5,7 @@ Rules of this file: pure. A model of any engine but `simulated` needs real devic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rayscheduler.cluster.inventory import NodeInventory
@@ -36,13 +36,17 @@ class Catalog:
     def entry(self, name: str) -> ModelEntry | None:
         return self._entries.get(name)
 
-    def core_models(self) -> list[Model]:
-        return [core_model(entry) for entry in self]
-
     def launch(
-        self, replica: ReplicaId, model: ModelName, placement: Placement, nodes: Sequence[NodeInventory]
+        self,
+        replica: ReplicaId,
+        model: ModelName,
+        placement: Placement,
+        nodes: Sequence[NodeInventory],
+        memory_key: str = "",
+        spare_bytes: int = 0,
     ) -> Launch:
-        """What the runner of a replica is told. `nodes`: what each node of the placement lends, in its order."""
+        """What the runner of a replica is told. `nodes`: what each node of the placement lends, in its order.
+        `spare_bytes`: what is reserved on each device and the engine must not plan with."""
         entry = self._entries[model]
         requests = []
         for rank, (name, node) in enumerate(zip(placement.nodes, nodes, strict=True)):
@@ -50,7 +54,7 @@ class Catalog:
             request = EngineRequest(
                 **entry.engine_fields(),
                 replica=replica,
-                device_bytes=tuple(taken.values()),
+                device_bytes=tuple(max(1, size - spare_bytes) for size in taken.values()),
                 device_capacity_bytes=_capacities(taken, node),
                 visible_devices=_visible_devices(taken, node),
                 backend=node.backend.value,
@@ -59,15 +63,16 @@ class Catalog:
             )
             requests.append(request)
         first, *further = requests
-        return Launch(replica, model, placement, entry.engine.value, first, STOP_GRACE_S, tuple(further))
+        return Launch(replica, model, placement, entry.engine.value, first, STOP_GRACE_S, tuple(further), memory_key)
 
 
-def core_model(entry: ModelEntry) -> Model:
+def core_model(entry: ModelEntry, bytes_by_count: Mapping[int, int]) -> Model:
+    """As the core has it. `bytes_by_count`: what is believed that it takes."""
     model = entry.to_model()
-    if entry.engine is EngineName.SIMULATED:
-        return model
-    labels = {**model.requirement.labels, DEVICES_LABEL: REAL}
-    return replace(model, requirement=replace(model.requirement, labels=labels))
+    labels = dict(model.requirement.labels)
+    if entry.engine is not EngineName.SIMULATED:
+        labels[DEVICES_LABEL] = REAL
+    return replace(model, requirement=replace(model.requirement, bytes_by_count=dict(bytes_by_count), labels=labels))
 
 
 def _capacities(indices: Iterable[int], node: NodeInventory) -> tuple[int, ...]:

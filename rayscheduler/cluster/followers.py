@@ -13,10 +13,10 @@ Of a replica on a single node there are none, and nothing here does anything.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -24,7 +24,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayscheduler.cluster.follower import Follower
 from rayscheduler.cluster.names import NAMESPACE, agent_name
+from rayscheduler.cluster.placement_groups import bytes_on
 from rayscheduler.cluster.reports import Launch, Part
+from rayscheduler.core.types import NodeName
 from rayscheduler.engines import EngineRequest
 from rayscheduler.engines.ports import ClaimedPort, claim_port
 from rayscheduler.errors import EngineError
@@ -52,16 +54,16 @@ class Followers:
         self._stopping: asyncio.Future[None] | None = None
 
     async def gather(self) -> None:
-        """Have an actor on each further node, in the runner's `runtime_env`, which Ray hands on to what an actor
-        makes. EngineError: one does not come up."""
-        if not self._launch.follower_requests:
+        """Have an actor on each further node. EngineError: one does not come up."""
+        launch = self._launch
+        if not launch.follower_requests:
             return
         group = ray.util.get_current_placement_group()
         self._actors = [
             ray.remote(Follower)
-            .options(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle))
-            .remote()
-            for bundle, _ in enumerate(self._launch.follower_requests, start=1)
+            .options(**launch.actor_options, scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle))
+            .remote(launch.replica, launch.engine, bytes_on(launch.placement, node))
+            for bundle, node in enumerate(launch.placement.nodes[1:], start=1)
         ]
         self._host = ray.util.get_node_ip_address()
         self._meeting = claim_port(self._host)
@@ -79,21 +81,33 @@ class Followers:
             return request
         return replace(request, leader_host=self._host, leader_port=self._meeting.number)
 
+    async def wait_for_devices(self) -> None:
+        """Returns when all their engines may start. EngineError: one has no room."""
+        await self._all([actor.wait_for_devices.remote() for actor in self._actors])
+
+    async def end_turns(self) -> None:
+        """All engines are ready: others may start on their devices."""
+        await asyncio.gather(*(actor.end_turn.remote() for actor in self._actors), return_exceptions=True)
+
     async def start(self) -> None:
         """Start their engines. EngineError: one cannot be started."""
         requests = map(self.meeting, self._launch.follower_requests)
-        starting = [
-            actor.start.remote(self._launch.engine, request)
-            for actor, request in zip(self._actors, requests, strict=True)
-        ]
-        answers = await asyncio.gather(*starting, return_exceptions=True)
-        names = self._launch.placement.nodes[1:]
-        for answer, name in zip(answers, names, strict=True):
+        starting = [actor.start.remote(request) for actor, request in zip(self._actors, requests, strict=True)]
+        self.parts = tuple(await self._all(starting))
+        for actor, name in zip(self._actors, self._names, strict=True):
+            self._watching.append(asyncio.ensure_future(self._watch(actor, name)))
+
+    @property
+    def _names(self) -> tuple[NodeName, ...]:
+        return self._launch.placement.nodes[1:]
+
+    async def _all(self, calls: Sequence[Awaitable[T]]) -> list[T]:
+        """Their answers to calls, one to each. EngineError for the first that failed, once all have answered."""
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer, name in zip(answers, self._names, strict=False):
             if isinstance(answer, BaseException):
                 raise _told(answer, name) from None
-        self.parts = tuple(answer for answer in answers if isinstance(answer, Part))
-        for actor, name in zip(self._actors, names, strict=True):
-            self._watching.append(asyncio.ensure_future(self._watch(actor, name)))
+        return cast("list[T]", answers)
 
     async def beside(self, work: Awaitable[T]) -> T:
         """The result of `work`. EngineError as soon as one of the followers has ended."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import ray
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 class Housekeeping:
+    """`watch_memory` is called each second: what do replicas take?"""
+
     def __init__(
         self,
         mailbox: Mailbox,
@@ -37,6 +40,7 @@ class Housekeeping:
         leases: LeaseBook,
         roster: Roster,
         executor: Executor,
+        watch_memory: Callable[[], None],
     ) -> None:
         self._mailbox = mailbox
         self._membership = membership
@@ -44,6 +48,7 @@ class Housekeeping:
         self._leases = leases
         self._roster = roster
         self._executor = executor
+        self._watch_memory = watch_memory
 
     async def look_around(self) -> None:
         """From the first moment on, for ever. A round that fails (Ray is busy, or restarts) is not the last."""
@@ -56,6 +61,7 @@ class Housekeeping:
 
     async def _look(self) -> None:
         self._leases.drop_silent()
+        self._watch_memory()
         nodes = await asyncio.to_thread(ray.nodes)
         self._mailbox.put_all(self._membership.observe(nodes, time.monotonic()))
         self._roster.only_alive(self._membership.alive())

@@ -8,6 +8,7 @@ it, it is cancelled. A holder (but "") that is silent for SILENCE_S is gone, and
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,10 @@ class LeaseBook:
         self._records[request] = LeaseRecord(holder, said(reply), replica)
         self.heard(holder)
 
+    def leases_by_replica(self) -> Counter[ReplicaId]:
+        """How many requests each replica serves."""
+        return Counter(record.replica for record in self._records.values() if record.replica is not None)
+
     def heard(self, holder: HolderId) -> None:
         if holder:
             self._heard_ms[holder] = now_ms()
@@ -125,9 +130,21 @@ def rejection(code: RejectCode, message: str, retry_after_s: int | None = None) 
 
 def refused(code: RejectCode, message: str) -> Reply:
     """What an operator gets instead of `ok`."""
-    reply = rejection(code, message)
-    del reply["granted"]
-    return {"error": reply}
+    return error_of(rejection(code, message))
+
+
+def error_of(reply: Reply) -> Reply:
+    """What a client would get instead of a lease, for an operator."""
+    return {"error": {key: value for key, value in reply.items() if key != "granted"}}
+
+
+def unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
+    message = f"there is no tier {tier!r}; known are: {', '.join(sorted(tiers)) or 'none'}"
+    return {"granted": False, "code": "unknown_tier", "status": 400, "message": message, "retry_after_s": None}
+
+
+def unknown_model(model: str) -> dict[str, Any]:
+    return refused(RejectCode.MODEL_NOT_FOUND, f"there is no model {model!r} in the catalog")
 
 
 def held_by_replica(heartbeats: Mapping[HolderId, Iterable[Iterable[str]]]) -> dict[str, dict[RequestId, HolderId]]:

@@ -28,7 +28,7 @@ from rayscheduler.core.types import HolderId, ReplicaId, RequestId
 LIMIT_S = 20.0
 HOLDERS_S = 2.5  # a heartbeat comes each second
 LOOK_EVERY_S = 0.05
-ALIVE = (RunnerState.ANNOUNCED, RunnerState.LOADING, RunnerState.RUNNING)
+ALIVE = (RunnerState.ANNOUNCED, RunnerState.QUEUED, RunnerState.LOADING, RunnerState.RUNNING)
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ class RunnerState(Word):
     """How far a runner is. Whoever comes after FAILED, CRASHED or STOPPED is another incarnation."""
 
     ANNOUNCED = "announced"  # the runner's process is there, its engine is not
+    QUEUED = "queued"  # it waits for its turn to start the engine, or for memory that is not back yet
     LOADING = "loading"
     RUNNING = "running"
     FAILED = "failed"  # the engine never became ready, and is gone
@@ -37,7 +38,8 @@ class Launch:
     """Everything that a runner needs to serve one replica.
 
     `request`: for the engine on the first node of the placement, which serves. `follower_requests`: for the
-    engines on the further nodes, in their order.
+    engines on the further nodes, in their order. `memory_key`: under it is kept what it takes (learned.py);
+    empty: nothing is.
     """
 
     replica: ReplicaId
@@ -47,6 +49,14 @@ class Launch:
     request: EngineRequest
     stop_grace_s: float
     follower_requests: tuple[EngineRequest, ...] = ()
+    memory_key: str = ""
+
+    @property
+    def actor_options(self) -> dict[str, object]:
+        """What its actors ask Ray for beside their bundle: no CPU, and the environment that Ray makes for them.
+        (An empty one would cost each start the worker that was prepared for it.)"""
+        wanted = dict(self.request.runtime_env)
+        return {"num_cpus": 0, "runtime_env": wanted} if wanted else {"num_cpus": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,8 @@ class RunnerReport:
     """A runner, in full: a new allocator can adopt the replica from it.
 
     `incarnation`: differs for each process that Serve starts for the same replica. `detail`: why it
-    FAILED or CRASHED, with the end of the engine's log.
+    FAILED or CRASHED, with the end of the engine's log. `held_elsewhere_bytes`: what a process that is not
+    the engine's, such as a daemon that hosts several models, holds for it.
     """
 
     launch: Launch
@@ -82,6 +93,7 @@ class RunnerReport:
     detail: str = ""
     runner_started: int = 0
     followers: tuple[Part, ...] = ()
+    held_elsewhere_bytes: int = 0
 
     @property
     def own_part(self) -> Part:
@@ -101,16 +113,52 @@ class Watched:
     incarnation: str
     runner_pid: int
     engine_pid: int
-    device_bytes: Mapping[int, int]  # what it has reserved, by device index
+    device_bytes: Mapping[int, int]  # what it has reserved on this node, by device index
+    held_elsewhere_bytes: int = 0  # on all of these, by a process that is not the engine's
+    profiling: bool = False  # its engine is loading, and profiles free memory meanwhile
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """`used_by_others_bytes`: of what the device lends, the part that programs that are not ours hold."""
+    """`used_by_others_bytes`: of what the device lends, the part that programs that are not ours hold.
+    `measured_bytes`: what our engines hold. `free_bytes`: what nobody holds, lent or not."""
 
     index: int
     used_by_others_bytes: int
     measured_bytes: int
+    free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the processes of one replica hold on one node.
+
+    `device_bytes`: by device index, of those devices on which it is known; `host_bytes`: RAM that no device of
+    the node stands for. A GPU's driver is not asked about RAM, so on nodes with real GPUs that is 0.
+    """
+
+    device_bytes: Mapping[int, int] = field(default_factory=dict)
+    host_bytes: int = 0
+
+    @property
+    def all_bytes(self) -> int:
+        return sum(self.device_bytes.values()) + self.host_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignProcess:
+    """A process on a device that belongs to no replica we watch.
+
+    `held_bytes` None: the driver does not tell. `name` and `user` "": it cannot be seen from here (another
+    container's). `replica`: whose engine it once was part of, by its mark; "" for a program that is not ours.
+    """
+
+    index: int
+    pid: int
+    held_bytes: int | None
+    name: str = ""
+    user: str = ""
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +167,39 @@ class AgentReport:
 
     inventory: NodeInventory
     readings: tuple[DeviceReading, ...] = ()
-    measured_bytes: Mapping[ReplicaId, int] = field(default_factory=dict)
+    measured: Mapping[ReplicaId, Measured] = field(default_factory=dict)
+    foreign: tuple[ForeignProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SizeQuestion:
+    """What would a replica take, for each of these device counts? `on_host`: of a node that lends its RAM."""
+
+    engine: str
+    request: EngineRequest
+    counts: tuple[int, ...]
+    on_host: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEstimate:
+    """What a model's files say that it takes on each device, on the one that takes most, and of what that consists.
+
+    `certain_bytes`: what it will take sooner or later though a process may not have touched it yet; 0 on devices
+    that commit memory when it is asked for.
+    """
+
+    each_bytes: int
+    parts_bytes: Mapping[str, int] = field(default_factory=dict)
+    certain_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SizeAnswer:
+    """By device count. `digest`: of the model's files. `version`: of the engine there, "" if nobody knows.
+    `problem`: why there is no estimate; then the rest is empty."""
+
+    digest: str = ""
+    version: str = ""
+    estimates: Mapping[int, DeviceEstimate] = field(default_factory=dict)
+    problem: str = ""

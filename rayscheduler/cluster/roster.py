@@ -1,6 +1,6 @@
 """The runners: what each has reported, and how much of its exit is confirmed.
 
-    reported:  nothing ─► ANNOUNCED ─► LOADING ─► RUNNING      (reports.RunnerState)
+    reported:  nothing ─► ANNOUNCED ─► (QUEUED) ─► LOADING ─► RUNNING      (reports.RunnerState)
     exit:      the engine is gone (its runner says so, or the agent of each of its nodes, or the node is dead)
                and its placement group is gone (the executor says so)     = ReplicaStopped
 
@@ -12,14 +12,15 @@ is gone when nothing of it is left on any of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.placement_groups import bytes_on
-from rayscheduler.cluster.reports import Launch, Part, RunnerReport, RunnerState, Verdict, Watched
+from rayscheduler.cluster.reports import Launch, Measured, Part, RunnerReport, RunnerState, Verdict, Watched
 from rayscheduler.core.events import FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
-from rayscheduler.core.types import NodeName, ReplicaId
+from rayscheduler.core.types import DeviceId, NodeName, ReplicaId
+from rayscheduler.engines import by_name
 
 SILENT_S = 5.0  # a runner announces itself within two
 ANNOUNCE_WITHIN_S = 180.0  # but Ray may have to start a worker on a busy node
@@ -29,7 +30,7 @@ LATE_S = 30.0  # after its load timeout, or its stop's grace, a runner is taken 
 @dataclass
 class RunnerRecord:
     """`leaving`: the core wants it gone, or knows that it is. `failed`: the core was told of a failure.
-    `gone_on`: the nodes (Ray's ids) on which nothing of it is left. `measured_on`: bytes by node."""
+    `gone_on`: the nodes (Ray's ids) on which nothing of it is left. `measured`: what it holds, by node."""
 
     launch: Launch
     since_ms: int
@@ -39,17 +40,26 @@ class RunnerRecord:
     engine_gone: bool = False
     group_gone: bool = False
     gone_on: set[str] = field(default_factory=set)
-    measured_on: dict[str, int] = field(default_factory=dict)
+    measured: dict[NodeName, Measured] = field(default_factory=dict)
     away: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def measured_bytes(self) -> int | None:
+        """What its processes hold, wherever they are; None: nothing was measured yet."""
+        return sum(each.all_bytes for each in self.measured.values()) if self.measured else None
+
+    def measured_device_bytes(self) -> list[int | None]:
+        """The same device by device, in the order of its placement; None where it is not known."""
+        return [self._measured_on(device) for device in self.launch.placement.devices]
+
+    def _measured_on(self, device: DeviceId) -> int | None:
+        node, _, index = device.rpartition("/")
+        measured = self.measured.get(NodeName(node))
+        return measured.device_bytes.get(int(index)) if measured else None
 
     @property
     def state(self) -> RunnerState | None:
         return self.report.state if self.report else None
-
-    @property
-    def measured_bytes(self) -> int | None:
-        """On all its nodes."""
-        return sum(self.measured_on.values()) if self.measured_on else None
 
 
 class Roster:
@@ -89,6 +99,8 @@ class Roster:
             self._suspect(report.launch.replica)
             return Verdict.STAND_DOWN
         before = record.state
+        if before is RunnerState.QUEUED:
+            record.since_ms = now_ms()  # its load begins now
         record.report = report
         if report.state is not before:
             self._changed(record, report)
@@ -143,6 +155,12 @@ class Roster:
         record = self.records.get(replica)
         if record is not None:
             self._failed(record, FailureKind.LOAD, detail)
+
+    def measured(self, node: NodeName, by_replica: Mapping[ReplicaId, Measured]) -> None:
+        """What the agent of a node has read."""
+        for replica, measured in by_replica.items():
+            if record := self.records.get(replica):
+                record.measured[node] = measured
 
     # -- housekeeping -----------------------------------------------------------------------------
 
@@ -229,10 +247,14 @@ def _is_hung(record: RunnerRecord) -> bool:
 
 
 def _watched(report: RunnerReport, part: Part, node: NodeName) -> Watched:
+    launch = report.launch
+    loads = report.state is RunnerState.LOADING and bool(launch.request.visible_devices)
     return Watched(
-        replica=report.launch.replica,
+        replica=launch.replica,
         incarnation=report.incarnation,
         runner_pid=part.runner_pid,
         engine_pid=part.engine_pid,
-        device_bytes=bytes_on(report.launch.placement, node),
+        device_bytes=bytes_on(launch.placement, node),
+        held_elsewhere_bytes=report.held_elsewhere_bytes if part.node_id == report.node_id else 0,
+        profiling=loads and by_name(launch.engine).profiles_memory,
     )

@@ -1,8 +1,11 @@
 """The runner: the Serve deployment that hosts one replica's engine, in its own placement group. Over several
 nodes it is in the first bundle, hosts the engine that leads, and has a follower in each further one.
 
-    ANNOUNCED ──GO──► LOADING ──ready──► RUNNING ──the engine ended unasked──► CRASHED
-                         └─────not ready─────► FAILED       any ──stop──► STOPPED
+    ANNOUNCED ──GO──► (QUEUED) ──► LOADING ──ready──► RUNNING ──the engine ended unasked──► CRASHED
+                         └─────no room─────┴─────not ready─────► FAILED       any ──stop──► STOPPED
+
+QUEUED is for engines on GPUs: until it is their turn, if they profile free memory, and until what they need of
+the devices is free.
 
 Rules of this file: no engine is started before the allocator says GO to this incarnation, so a runner that
 Serve restarts in place stands down. A state is reported only when it is true: STOPPED, FAILED and CRASHED
@@ -23,8 +26,9 @@ from dataclasses import replace
 import ray
 
 from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
-from rayscheduler.cluster.engine_host import end_engine, end_in_words, start_engine
+from rayscheduler.cluster.engine_host import EngineHost, end_in_words
 from rayscheduler.cluster.followers import Followers
+from rayscheduler.cluster.placement_groups import bytes_on
 from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict
 from rayscheduler.engines.orphans import start_time
 from rayscheduler.engines.process import EngineProcess
@@ -40,9 +44,9 @@ class Runner:
         context = ray.get_runtime_context()
         self._launch = launch
         self._line = AllocatorLine()
-        self._engine: EngineProcess | None = None
         self._followers = Followers(launch)
         self._starting: asyncio.Future[EngineProcess] | None = None
+        self._queueing: asyncio.Future[tuple[None, None]] | None = None
         self._leaving = False
         self._report = RunnerReport(
             launch=launch,
@@ -52,6 +56,8 @@ class Runner:
             runner_pid=os.getpid(),
             runner_started=start_time(os.getpid()),
         )
+        first, *_ = launch.placement.nodes
+        self._host = EngineHost(launch.replica, launch.engine, bytes_on(launch.placement, first))
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     async def __del__(self) -> None:
@@ -78,8 +84,11 @@ class Runner:
 
     async def _serve(self) -> None:
         """The engine's life, from its start to the end that nobody asked for."""
-        started_s = time.monotonic()
         try:
+            await self._gather()
+            if self._launch.request.visible_devices and not await self._wait_for_devices():
+                return
+            started_s = time.monotonic()
             self._starting = asyncio.ensure_future(self._start_engines())
             engine = await self._starting
             self._report = replace(self._report, engine_pid=engine.pid, followers=self._followers.parts)
@@ -93,29 +102,50 @@ class Runner:
             endpoint=engine.endpoint,
             api_key=engine.api_key,
             load_ms=round((time.monotonic() - started_s) * 1000),
+            held_elsewhere_bytes=await engine.held_elsewhere_bytes(),
         )
         if not self._leaving:
             await self._say(RunnerState.RUNNING)
+        await self._end_turns()
         try:
             told = "the engine " + await self._followers.beside(end_in_words(engine))
         except EngineError as problem:
             told = str(problem)
         await self._ended(RunnerState.CRASHED, told)
 
-    async def _start_engines(self) -> EngineProcess:
-        """Start the engine of each node; the one that leads. EngineError: not all can be started."""
+    async def _gather(self) -> None:
+        """Have a follower on each further node. EngineError: one does not come up, or none is wanted any more."""
         await self._followers.gather()
         if self._followers.parts:
             # Before anything is started on a node, the allocator knows who would have to be ended there.
             self._report = replace(self._report, followers=self._followers.parts)
             if await self._say(RunnerState.ANNOUNCED) != Verdict.GO or self._leaving:
                 raise EngineError("it is not wanted any more")
+
+    async def _wait_for_devices(self) -> bool:
+        """Whether the engines may start now; False: they are not to start any more. EngineError: there is no room."""
+        await self._say(RunnerState.QUEUED)
+        if self._leaving:
+            return False
+        waits = (self._host.wait_for_devices(), self._followers.wait_for_devices())
+        self._queueing = asyncio.ensure_future(asyncio.gather(*waits))
+        await asyncio.wait({self._queueing})  # `_leave` may cancel it
+        if self._queueing.cancelled() or self._leaving:
+            return False
+        self._queueing.result()
+        return True
+
+    async def _end_turns(self) -> None:
+        if self._queueing is not None:
+            await asyncio.gather(self._host.end_turn(), self._followers.end_turns())
+
+    async def _start_engines(self) -> EngineProcess:
+        """Start the engine of each node; the one that leads. EngineError: not all can be started."""
         request = self._followers.meeting(self._launch.request)
-        leading = asyncio.to_thread(start_engine, self._launch.engine, request)
+        leading = self._host.start(request)
         started, followed = await asyncio.gather(leading, self._followers.start(), return_exceptions=True)
         if isinstance(started, BaseException):
             raise started
-        self._engine = started
         if followed is not None:
             raise followed
         return started
@@ -148,10 +178,10 @@ class Runner:
     async def _leave(self) -> None:
         """End its engines, if there are any; returns when they are gone and their memory is back."""
         self._leaving = True
+        if self._queueing is not None:
+            self._queueing.cancel()
         if self._starting is not None:
             with suppress(EngineError):
                 await asyncio.shield(self._starting)
-        ends = [self._followers.stop(self._launch.stop_grace_s)]
-        if self._engine is not None:
-            ends.append(end_engine(self._engine, self._launch.stop_grace_s))
-        await asyncio.gather(*ends)
+        grace_s = self._launch.stop_grace_s
+        await asyncio.gather(self._followers.stop(grace_s), self._host.end(grace_s))

@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from rayscheduler.config.cross_checks import check_catalog
 from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
 from rayscheduler.config.models import (
     EngineName,
     EngineWord,
     ModelSection,
     SchedulerSection,
-    check_catalog,
 )
 from rayscheduler.config.values import Wrong, shown
 from rayscheduler.config.yaml_lines import Document, load_file, load_text
@@ -39,6 +39,8 @@ ONLY_FOR: Mapping[str, tuple[EngineName, ...]] = {
     "kv_type": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
     "max_batched_tokens": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
 }
+# Whose models lie in files that say what they will take.
+ESTIMATED = (EngineName.LLAMA_CPP, *HUB_ENGINES)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -47,6 +49,10 @@ class ModelEntry(ModelSection):
 
     engine: EngineWord = Field(examples=["llama-cpp"])
     concurrency: Count = CONCURRENCY
+
+    @property
+    def can_be_estimated(self) -> bool:
+        return self.engine in ESTIMATED
 
     @property
     def load_timeout_ms(self) -> int:
@@ -77,6 +83,7 @@ class ModelEntry(ModelSection):
         return {
             "model": self.name,
             "source": self.source,
+            "daemon": self.daemon,
             "args": tuple(self.args),
             "env": dict(self.env),
             "context_length": self.context_length,
@@ -103,8 +110,13 @@ class ModelEntry(ModelSection):
             raise Wrong(what, "add the folder of the model, source: ./model, or its id on the hub, source: org/model")
         for key, engines in ONLY_FOR.items():
             if key in self.model_fields_set and self.engine not in engines:
-                few = " and ".join(engines)
-                raise Wrong(f"is for the engines {few}, not for {self.engine}", "remove it", (key,))
+                what = f"is for {', '.join(engines)}, and the engine {self.engine} would not heed it"
+                raise Wrong(what, "remove it", (key,))
+        if self.engine is EngineName.OLLAMA and not self.source:
+            raise Wrong(f"{shown(self.name)} has no source", "add its name in `ollama list`, source: llama3.2:3b")
+        if self.daemon is not None and self.engine is not EngineName.OLLAMA:
+            what = f"the engine {self.engine.value} uses no daemon"
+            raise Wrong(what, "remove it, or use engine: ollama", ("daemon",))
         if self.engine is EngineName.COMMAND and not self.args:
             what = f"{shown(self.name)} has no args, the command that serves it"
             raise Wrong(what, "add for example args: [vllm, serve, org/model, --port, '${PORT}']")

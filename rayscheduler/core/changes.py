@@ -85,6 +85,13 @@ class Changes:
                 self._requests.drop_leases(replica)
                 self._fleet.stop(replica, StopReason.DEVICE_LOST, now_ms)
 
+    def device_returned(self, device: DeviceId) -> None:
+        account = self._fleet.ledger.account_of(device)
+        if account is not None and account.lost[account.index[device]]:
+            self._fleet.ledger.regain_device(device)
+            self._fleet.pressed.add(device)
+            self._changed_cluster()
+
     def memory_observed(self, device: DeviceId, used_by_others_bytes: int) -> None:
         if self._fleet.ledger.account_of(device) is None:
             return

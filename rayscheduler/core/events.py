@@ -46,6 +46,13 @@ class DeviceLost:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceReturned:
+    """A device that was lost is of use again."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryObserved:
     """A reading of one device: what programs that are not ours hold there."""
 
@@ -162,6 +169,7 @@ Event = (
     NodeJoined
     | NodeLost
     | DeviceLost
+    | DeviceReturned
     | MemoryObserved
     | ModelDeployed
     | ModelRemoved

@@ -41,7 +41,10 @@ class Needs:
 
     def option(self, count: int) -> Option | None:
         """What is needed for that many devices, or None where the node does not offer as many."""
-        return next((option for option in self.options if option.count == count), None)
+        for option in self.options:
+            if option.count == count:
+                return option
+        return None
 
 
 class Choice:
@@ -64,16 +67,19 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
     def refusal(reason: RefusalReason, needed: int | None = None, free: int | None = None) -> Refusal:
         return Refusal(node.name, reason, needed, free)
 
+    def among(indices: list[int], count: int) -> list[int]:
+        return indices if count <= 1 else [i for i in indices if not node.devices[i].is_slice]
+
     if want.backend is not None and node.backend != want.backend:
         return refusal(RefusalReason.BACKEND)
     counts = sorted(want.bytes_by_count)
     host_only_refused = node.backend != Backend.CPU and not settings.cpu_models_on_gpu_nodes
     if host_only_refused and counts == [0]:
         return refusal(RefusalReason.BACKEND)
-    ranks = tuple(want.types.index(d.type) if d.type in want.types else -1 for d in node.devices)
+    ranks = tuple([want.types.index(d.type) if d.type in want.types else -1 for d in node.devices])
     if want.types and node.devices and max(ranks) < 0:
         return refusal(RefusalReason.TYPE)
-    if any(node.labels.get(key) != value for key, value in want.labels.items()):
+    if not want.labels.items() <= node.labels.items():
         return refusal(RefusalReason.LABELS)
     most_needed_cpus = max(want.node_millicpus, want.millicpus)
     if node.millicpus is not None and node.millicpus < most_needed_cpus:
@@ -87,21 +93,22 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
             counts = [count for count in counts if count == len(pin.devices)]
     if host_only_refused:
         counts = [count for count in counts if count > 0]
-    counts = [count for count in counts if count <= len(typed)]
+    counts = [count for count in counts if count <= len(among(typed, count))]
     if not counts:
         return refusal(RefusalReason.DEVICES)
     large = [i for i in typed if node.devices[i].capacity_bytes >= want.device_memory_bytes]
-    roomy = [count for count in counts if count <= len(large)]
+    roomy = [count for count in counts if count <= len(among(large, count))]
     if not roomy:
         sizes = sorted((node.devices[i].capacity_bytes for i in typed), reverse=True)
         smallest = max(1, counts[0])
         free = sizes[smallest - 1] if len(sizes) >= smallest else 0
         return refusal(RefusalReason.DEVICE_MEMORY, want.device_memory_bytes, free)
-    sizes = sorted((node.devices[i].capacity_bytes for i in large), reverse=True)
-    offered = [count for count in roomy if sum(sizes[:count]) >= want.total_device_memory_bytes]
+    sizes_of = {n: sorted((node.devices[i].capacity_bytes for i in among(large, n)), reverse=True) for n in roomy}
+    offered = [count for count in roomy if sum(sizes_of[count][:count]) >= want.total_device_memory_bytes]
     if not offered:
-        return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, sum(sizes[: roomy[-1]]))
-    options = [_option(node, model, count, tuple(large)) for count in offered]
+        most = sum(sizes_of[roomy[-1]][: roomy[-1]])
+        return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, most)
+    options = [_option(node, model, count, tuple(among(large, count))) for count in offered]
     return Needs(model, options, ranks, settings.strategy)
 
 
@@ -136,8 +143,8 @@ def choose(
             return Choice(option, (), 0, 0)
         taken = _pick(room, needs, option.count, fitting)
         if taken is not None:
-            load = sum(room.load[i] for i in taken)
-            return Choice(option, taken, load, max(needs.type_ranks[i] for i in taken))
+            load = sum(map(room.load.__getitem__, taken))
+            return Choice(option, taken, load, max(map(needs.type_ranks.__getitem__, taken)))
     return None
 
 
@@ -190,13 +197,14 @@ def _pick(room: NodeRoom, needs: Needs, count: int, fitting: list[int]) -> tuple
     """`count` of the fitting devices, together large enough: the least preferred type among them as preferred
     as can be, then the least load of all of them, then indices."""
     load, ranks = room.load, needs.type_ranks
-    sign = 1 if needs.strategy is Strategy.SPREAD else -1
-    devices = room.node.devices
-    worst = sorted(ranks[i] for i in fitting)[count - 1]
-    fitting.sort(key=lambda i: (ranks[i] > worst, sign * load[i], i))
-    first = fitting[:count]
+    devices, near = room.node.devices, fitting
+    if needs.best_type_rank >= 0:
+        worst = sorted(ranks[i] for i in fitting)[count - 1]
+        near = [i for i in fitting if ranks[i] <= worst]
+    first = sorted(near, key=load.__getitem__, reverse=needs.strategy is Strategy.PACK)[:count]
     if not needs.total_bytes or sum(devices[i].capacity_bytes for i in first) >= needs.total_bytes:
         return tuple(sorted(first))
+    sign = 1 if needs.strategy is Strategy.SPREAD else -1
     enough = [
         taken
         for taken in combinations(fitting, count)

@@ -8,6 +8,7 @@ are compared lexicographically, step by step (unlike units are never added):
 3. least loaded devices, then least loaded node (`pack`: most loaded that fits);
 4. ids.
 
+An elastic model is planned by what it needs at least; its vector grows into what is free when all is chosen.
 It looks at nodes, and at victims, best first, and stops where nothing better can follow: the answer is the
 one that looking at all of them would give.
 """
@@ -153,7 +154,7 @@ class Planner:
             return NoFit(ever=False)
         ordered = sorted(members, key=lambda c: c.id_key)
         return Plan(
-            placement,
+            self._grown(model, placement, leaving.placements(members)),
             tuple(c.id for c in ordered),
             frozenset(c.id for c in ordered if c.drained),
         )
@@ -163,6 +164,24 @@ class Planner:
             return fits(account.room(), needs)
         freed = Freed(account, gone)
         return fits(account.room(), needs, freed.sizes, freed.host, freed.millicpus)
+
+    def _grown(self, model: Model, placement: Placement, gone: Sequence[Placement]) -> Placement:
+        """The vector of an elastic model: on each device what is free on the fullest of them once `gone` are gone,
+        between what the model needs and what it can use."""
+        want = model.requirement
+        most = want.bytes_max_by_count.get(len(placement.devices), 0)
+        if not placement.devices or most <= placement.device_bytes[0] or want.exclusive:
+            return placement
+        each = most
+        for name in placement.nodes:
+            account = self._ledger.accounts[name]
+            free, freed = account.room().free, Freed(account, gone)
+            # Where the device is the host's memory, both are charged to it.
+            host = freed.host - placement.host_bytes if account.node.device_is_host_memory else 0
+            taken = [account.index[device] for device in placement.devices if device in account.index]
+            each = min(each, *(free[at] + freed.sizes[at] + host for at in taken))
+        each = max(each, placement.device_bytes[0])
+        return replace(placement, device_bytes=(each,) * len(placement.devices))
 
     def _choose(
         self,

@@ -134,6 +134,8 @@ class Scheduler:
                 changes.node_lost(name, now_ms)
             case ev.DeviceLost(device):
                 changes.device_lost(device, now_ms)
+            case ev.DeviceReturned(device):
+                changes.device_returned(device)
             case ev.MemoryObserved(device, used_bytes):
                 changes.memory_observed(device, used_bytes)
             case ev.ModelDeployed(model):

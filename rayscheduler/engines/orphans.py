@@ -58,6 +58,12 @@ def marked_processes() -> list[Marked]:
     return found
 
 
+def replica_marked(pid: int) -> str:
+    """The replica whose engine this process is part of, by its mark; "" if it has none that we can see."""
+    mark = _mark_of(pid)
+    return mark.split(":", 4)[4] if mark else ""
+
+
 def sweep_orphans() -> list[Marked]:
     """End every engine process whose runner is gone; those that were found. Returns when they are gone."""
     swept: dict[int, Marked] = {}

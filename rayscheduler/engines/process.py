@@ -8,6 +8,7 @@ this process ends, the supervisor ends the engine. Linux only.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import signal
@@ -86,6 +87,7 @@ class EngineProcess:
         self.log_path = Path()
         self._started_s = time.monotonic()
         self._ready_path = command.ready_path
+        self._held_elsewhere_path = command.held_elsewhere_path
         self._claimed = port
         self._mark = ""
         self._cleanup: tuple[str, ...] = ()
@@ -204,7 +206,18 @@ class EngineProcess:
 
     def measured_bytes(self) -> int:
         """Host memory held by all processes of the engine: shared pages by their share (PSS), else resident."""
-        return sum(_held_bytes(pid) for pid in self.pids())
+        return sum(held_bytes(pid) for pid in self.pids())
+
+    async def held_elsewhere_bytes(self) -> int:
+        """Memory that a process which is not the engine's holds for it, as the engine says; 0 if it says nothing."""
+        if not self._held_elsewhere_path:
+            return 0
+        try:
+            asked = ask(self.host, self.port, self.api_key, Call("GET", self._held_elsewhere_path))
+            answer = await asyncio.wait_for(asked, PROBE_TIMEOUT_S)
+            return int(json.loads(answer.text)["held_elsewhere_bytes"])
+        except (OSError, ValueError, KeyError, TypeError, asyncio.TimeoutError):
+            return 0
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines that the engine wrote, at most 64 KiB of them."""
@@ -316,8 +329,8 @@ def log_file_name(replica: str, node_rank: int = 0) -> str:
     return quote(replica, safe="#@:+ ") + (f"-node{node_rank}" if node_rank else "") + ".log"
 
 
-def _held_bytes(pid: int) -> int:
-    """PSS of a process, or its resident memory where the kernel does not tell; 0 if it is gone."""
+def held_bytes(pid: int) -> int:
+    """Host memory of a process: shared pages by their share (PSS) where the kernel tells; 0 if it is gone."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:

@@ -41,6 +41,8 @@ class EngineRequest:
     `python`: the folder of the Python environment that the engine runs in. `runtime_env`: the runner's, as
     Ray knows it. `container_image`: an image that it runs in, by `container_program` (docker or podman, "":
     whichever is there) with further `container_options`. At most one of the three.
+
+    `daemon`: the URL of a running program that hosts several models, for the engine that can use one.
     """
 
     model: str
@@ -63,6 +65,7 @@ class EngineRequest:
     kv_type: str | None = None
     kv_cache_bytes: int | None = None
     sleep: bool = False
+    daemon: str | None = None
     node_count: int = 1
     node_rank: int = 0
     leader_host: str = ""
@@ -85,6 +88,8 @@ class Command:
 
     `ready_path`: "" for a follower, which is ready when its leader is. `mounts`: what it reads, for an
     engine in a container. `cleanup`: the command that ends what outlives the program's end by SIGKILL.
+    `held_elsewhere_path`: where it says as JSON how many bytes a process that is not its own holds for it,
+    `{"held_elsewhere_bytes": n}`; "": there is no such process.
     """
 
     argv: tuple[str, ...]
@@ -92,6 +97,7 @@ class Command:
     ready_path: str
     mounts: tuple[str, ...] = ()
     cleanup: tuple[str, ...] = ()
+    held_elsewhere_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

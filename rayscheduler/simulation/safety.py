@@ -60,6 +60,8 @@ class Watch:
                     for replica in book.on_device(device):
                         if not replica.stop_sent:
                             this.must_stop(replica.id, StopReason.DEVICE_LOST)
+            case ev.DeviceReturned(device):
+                book.lost_devices.discard(device)
             case ev.MemoryObserved(device, used):
                 if book.home_of(device) in book.nodes:
                     book.others[device] = used

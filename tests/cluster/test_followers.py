@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from rayscheduler.cluster import followers as module
 from rayscheduler.cluster.followers import Followers
 from rayscheduler.cluster.reports import Launch, Part
-from rayscheduler.core.types import ModelName, NodeName, Placement, ReplicaId
+from rayscheduler.core.types import DeviceId, ModelName, NodeName, Placement, ReplicaId
 from rayscheduler.engines import EngineRequest
 from rayscheduler.errors import EngineError
 
@@ -24,7 +24,7 @@ REQUEST = EngineRequest("w", W, node_count=3)
 LAUNCH = Launch(
     W,
     ModelName("w"),
-    Placement(NODES, (), ()),
+    Placement(NODES, tuple(map(DeviceId, ("n1/0", "n1/1", "n2/0"))), (1, 2, 3)),
     "simulated",
     REQUEST,
     10.0,
@@ -42,13 +42,22 @@ class Actor:
 
 
 class FakeFollower(Actor):
-    def __init__(self, ray: FakeRay, rank: int) -> None:
+    def __init__(self, ray: FakeRay, rank: int, replica: str, engine: str, needed: dict[int, int]) -> None:
+        ray.needed.append((replica, engine, needed))
         self._ray, self._part, self._end = ray, Part(f"id-n{rank}", rank, 10 * rank), asyncio.Event()
 
     async def part(self) -> Part:
         return self._part
 
-    async def start(self, engine: str, request: EngineRequest) -> Part:
+    async def wait_for_devices(self) -> None:
+        if refusal := self._ray.no_room.get(self._part.node_id):
+            raise refusal
+        self._ray.said.append(f"room on {self._part.node_id}")
+
+    async def end_turn(self) -> None:
+        self._ray.said.append(f"turn over on {self._part.node_id}")
+
+    async def start(self, request: EngineRequest) -> Part:
         self._ray.requests.append(request)
         if refusal := self._ray.refusals.get(request.node_rank):
             raise refusal
@@ -87,6 +96,8 @@ class FakeRay:
     dead: set[str] = field(default_factory=set)
     confirms: list[bool] = field(default_factory=list)
     refusals: dict[int, Exception] = field(default_factory=dict)
+    no_room: dict[str, Exception] = field(default_factory=dict)
+    needed: list[tuple[str, str, dict[int, int]]] = field(default_factory=list)
     requests: list[EngineRequest] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     actors: list[FakeFollower] = field(default_factory=list)
@@ -98,11 +109,12 @@ class FakeRay:
     def remote(self, kind: type) -> Any:
         return SimpleNamespace(options=self._options)
 
-    def _options(self, num_cpus: int, scheduling_strategy: Any) -> Any:
-        return SimpleNamespace(remote=lambda: self._made(scheduling_strategy.placement_group_bundle_index))
+    def _options(self, num_cpus: int, scheduling_strategy: Any, **more: Any) -> Any:
+        rank = scheduling_strategy.placement_group_bundle_index
+        return SimpleNamespace(remote=lambda *told: self._made(rank, *told))
 
-    def _made(self, bundle: int) -> FakeFollower:
-        self.actors.append(FakeFollower(self, bundle))
+    def _made(self, rank: int, *told: Any) -> FakeFollower:
+        self.actors.append(FakeFollower(self, rank, *told))
         return self.actors[-1]
 
     def get_actor(self, name: str, namespace: str) -> FakeAgent:
@@ -147,6 +159,18 @@ async def test_all_are_told_where_to_meet(fake: FakeRay) -> None:
     await bounded(followers.stop(1.0))
     assert fake.said == ["stopped id-n1", "stopped id-n2"]
     assert fake.killed == 2
+
+
+async def test_each_waits_for_what_it_needs_of_its_own_node(fake: FakeRay) -> None:
+    followers = await started()
+    assert fake.needed == [("w#1", "simulated", {0: 1, 1: 2}), ("w#1", "simulated", {0: 3})]
+    await bounded(followers.wait_for_devices())
+    await bounded(followers.end_turns())
+    assert sorted(fake.said) == sorted(f"{what} on id-n{n}" for what in ("room", "turn over") for n in (1, 2))
+    fake.no_room["id-n2"] = RayTaskError("wait", "trace", EngineError("3 bytes of n2/0 are not free"))
+    with pytest.raises(EngineError, match="3 bytes of n2/0 are not free"):
+        await bounded(followers.wait_for_devices())
+    await bounded(followers.stop(1.0))
 
 
 async def test_on_a_single_node_there_are_none(fake: FakeRay) -> None:

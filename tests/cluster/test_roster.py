@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from rayscheduler.cluster.mailbox import Mailbox
-from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict
+from rayscheduler.cluster.reports import Launch, Measured, RunnerReport, RunnerState, Verdict
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.core.events import Event, FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
 from rayscheduler.core.types import DeviceId, ModelName, NodeName, Placement, ReplicaId
@@ -65,6 +65,13 @@ def test_a_good_life(story: Story) -> None:
     assert story.says(RunnerState.STOPPED) is Verdict.STAND_DOWN
     story.roster.group_gone(A)
     assert story.news() == []
+
+
+def test_what_is_held_elsewhere_is_told_to_the_nodes_agent(story: Story) -> None:
+    story.says(RunnerState.LOADING, engine_pid=8)
+    story.says(RunnerState.RUNNING, engine_pid=8, held_elsewhere_bytes=60)
+    (watched,) = story.roster.watched("node")
+    assert (watched.engine_pid, watched.device_bytes, watched.held_elsewhere_bytes) == (8, {0: 100}, 60)
 
 
 def test_the_group_may_be_gone_before_the_runner_was_heard(story: Story) -> None:
@@ -159,6 +166,41 @@ def test_what_is_watched_is_what_may_hold_memory(story: Story) -> None:
     assert story.roster.watched("other") == []
     story.says(RunnerState.CRASHED)
     assert story.roster.watched("node") == []
+
+
+def test_one_that_profiles_free_memory_while_it_loads_is_told_to_its_nodes_agent(story: Story) -> None:
+    on_gpu = replace(LAUNCH.request, visible_devices=("GPU-1",))
+    for engine, request, profiles in (
+        ("command", on_gpu, True), ("command", LAUNCH.request, False), ("llama-cpp", on_gpu, False)
+    ):  # fmt: skip
+        launch = replace(LAUNCH, engine=engine, request=request)
+        for state in (RunnerState.QUEUED, RunnerState.LOADING, RunnerState.RUNNING):
+            story.says(state, launch=launch)
+            (watched,) = story.roster.watched("node")
+            assert watched.profiling is (profiles and state is RunnerState.LOADING)
+
+
+def test_what_is_measured_is_known_device_by_device(story: Story) -> None:
+    record = story.roster.records[A]
+    record.launch = replace(LAUNCH, placement=Placement(
+        (NodeName("n"), NodeName("m")), tuple(map(DeviceId, ("n/0", "n/1", "m/0"))), (100, 100, 100)
+    ))  # fmt: skip
+    assert (record.measured_bytes, record.measured_device_bytes()) == (None, [None] * 3)
+    story.roster.measured(NodeName("n"), {A: Measured({0: 7, 1: 8}), ReplicaId("b#1"): Measured({0: 1})})
+    assert (record.measured_bytes, record.measured_device_bytes()) == (15, [7, 8, None])
+    story.roster.measured(NodeName("m"), {A: Measured({0: 9})})
+    assert (record.measured_bytes, record.measured_device_bytes()) == (24, [7, 8, 9])
+    story.roster.measured(NodeName("n"), {A: Measured({}, host_bytes=5)})
+    assert (record.measured_bytes, record.measured_device_bytes()) == (14, [None, None, 9])
+
+
+def test_who_waits_for_its_turn_is_not_late_and_its_load_begins_after_it(story: Story) -> None:
+    record = story.roster.records[A]
+    story.says(RunnerState.QUEUED)
+    record.since_ms -= 10**9
+    assert (story.roster.silent_s(), story.roster.hung()) == ({}, [])
+    story.says(RunnerState.LOADING)
+    assert story.roster.hung() == []
 
 
 def test_who_is_late_is_found(story: Story) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from rayscheduler.cluster.agreement import HeldGroup, differences
-from rayscheduler.cluster.catalog import Catalog
+from rayscheduler.cluster.catalog import Catalog, core_model
 from rayscheduler.cluster.inventory import LentDevice, NodeInventory
 from rayscheduler.cluster.mailbox import Mailbox
 from rayscheduler.cluster.membership import KnownNode, Membership
 from rayscheduler.cluster.placement_groups import RayNode, bundles_of, serve_options
 from rayscheduler.cluster.recovery import Recovery
-from rayscheduler.cluster.reports import Launch, Part, RunnerReport, RunnerState, Verdict
+from rayscheduler.cluster.reports import Launch, Measured, Part, RunnerReport, RunnerState, Verdict
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.config.service import config_from_text
 from rayscheduler.core.events import (
@@ -83,7 +83,8 @@ def test_ray_and_the_ledger_are_compared_bundle_by_bundle() -> None:
     for name in (N1, N2):
         devices = tuple(Device(DeviceId(f"{name}/{index}"), 100 * MIB) for index in range(4))
         scheduler.handle(NodeJoined(Node(name, Backend.NVIDIA, devices)), 0)
-    (model,) = Catalog(config_from_text(CONFIG)).core_models()
+    (entry,) = Catalog(config_from_text(CONFIG))
+    model = core_model(entry, entry.bytes_by_count())
     scheduler.handle(ModelDeployed(model), 0)
     scheduler.handle(ReplicaFound(W, ModelName("w"), PLACE, True, {}), 0)
     first, second = bundles_of(PLACE, NODES)
@@ -148,8 +149,9 @@ def test_each_agent_watches_what_is_on_its_node(story: Story) -> None:
 def test_what_it_holds_is_the_sum_over_its_nodes(story: Story) -> None:
     record = story.roster.records[W]
     assert record.measured_bytes is None
-    record.measured_on |= {"id-n1": 100, "id-n2": 20}
-    record.measured_on["id-n1"] = 3
+    story.roster.measured(N1, {W: Measured({0: 100})})
+    story.roster.measured(N2, {W: Measured({0: 20})})
+    story.roster.measured(N1, {W: Measured({0: 3})})
     assert record.measured_bytes == 23
 
 

@@ -60,7 +60,7 @@ def test_a_model_that_does_not_fit_at_all() -> None:
 
 
 def test_what_nobody_can_look_into_needs_a_word_of_the_operator() -> None:
-    with pytest.raises(EngineError, match="org/m is not on this machine.* say how much with `kv_cache`"):
+    with pytest.raises(EngineError, match=r"org/m is not on this machine.* say how much with `kv_cache`"):
         kv_budget(REQUEST, None)
     with pytest.raises(EngineError, match=r"gives 16\.00 GiB of each device to its KV cache, but reserves 16\.00 GiB"):
         kv_budget(replace(REQUEST, kv_cache_bytes=16 * GIB), None)

@@ -16,14 +16,16 @@ from tests.integration.world import World
 
 
 @contextmanager
-def a_node(world: World, name: str, resources: Mapping[str, int], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """One more raylet on this machine; it has the label `zone: there`."""
+def a_node(
+    world: World, name: str, resources: Mapping[str, int], log: Path, environment: Mapping[str, str] = os.environ
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One more raylet on this machine, which dies with the block; it has the label `zone: there`."""
     labels = {"rayscheduler.io/name": name, "zone": "there"}
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", world.service.address, "--block"]
     command += ["--resources", json.dumps(dict(resources)), "--num-cpus", "2", "--disable-usage-stats"]
     command += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
     # Its agent is always there: a node that waits until it is idle before it ends would wait in vain.
-    environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    environment = {**environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     with open(log, "wb") as output:
         raylet = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
