@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ def a_node(
     try:
         yield raylet
     finally:
-        os.kill(raylet.pid, signal.SIGTERM)
+        raylet.terminate()
         raylet.wait(timeout=60)
 
 

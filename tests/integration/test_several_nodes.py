@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,7 +33,7 @@ class Pair:
         self._world = world
         self._folder = folder
         self._lent = resources_json(detect_devices(simulate="1x1GiB"))
-        self._raylets: dict[str, object] = {}
+        self._raylets: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Pair:
@@ -43,13 +44,22 @@ class Pair:
 
     def complete(self) -> None:
         """Both are there, and the core knows it. One after the other: Ray's nodes take ports in a race."""
-        for name in {"left", "right"} - self._raylets.keys():
-            log = self._folder / f"{name}.log"
-            self._raylets[name] = self._stack.enter_context(a_node(self._world, name, self._lent, log))
-            self._world.until(lambda now, name=name: name in {n["name"] for n in now["nodes"] if n["devices"]})
+        for name in ("left", "right"):
+            # Ray gives up on a node that is not up within half a minute, which a busy machine may need.
+            while name not in self._raylets:
+                self._start(name)
 
     def lose(self, name: str) -> None:
-        kill_raylet(self._raylets.pop(name))  # type: ignore[arg-type]
+        kill_raylet(self._raylets.pop(name))
+
+    def _start(self, name: str) -> None:
+        raylet = self._stack.enter_context(a_node(self._world, name, self._lent, self._folder / f"{name}.log"))
+
+        def joined(now: Json) -> bool:
+            return any(node["name"] == name and node["devices"] for node in now["nodes"])
+
+        if joined(self._world.until(lambda now: joined(now) or raylet.poll() is not None, within_s=90)):
+            self._raylets[name] = raylet
 
 
 @pytest.fixture(scope="module")
