@@ -237,17 +237,11 @@ def _target(start: Start) -> serve.RunTarget:
         health_check_timeout_s=60,
         graceful_shutdown_wait_loop_s=0.01,
         graceful_shutdown_timeout_s=launch.stop_grace_s + 5,
-        ray_actor_options={"num_cpus": 0, **_environment(launch)},
+        ray_actor_options=launch.actor_options,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         **serve_options(start.bundles),
     )
     return serve.RunTarget(runner.bind(launch), name=app_name(launch.replica), route_prefix=None)
-
-
-def _environment(launch: Launch) -> dict[str, object]:
-    """What Ray installs for the runner, and so for its engine. Empty, it would cost a start its prepared worker."""
-    wanted = dict(launch.request.runtime_env)
-    return {"runtime_env": wanted} if wanted else {}
 
 
 def _patiently(call: object) -> None:

@@ -61,7 +61,7 @@ class Followers:
         group = ray.util.get_current_placement_group()
         self._actors = [
             ray.remote(Follower)
-            .options(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle))
+            .options(**launch.actor_options, scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle))
             .remote(launch.replica, launch.engine, bytes_on(launch.placement, node))
             for bundle, node in enumerate(launch.placement.nodes[1:], start=1)
         ]

@@ -25,7 +25,8 @@ from rayscheduler.cluster.reports import AgentReport, SizeAnswer, SizeQuestion, 
 from rayscheduler.cluster.sizing import size_up
 from rayscheduler.cluster.warm_workers import keep_one
 from rayscheduler.core.types import ReplicaId
-from rayscheduler.engines.orphans import marked_processes, start_time, sweep_orphans
+from rayscheduler.engines.containers import sweep
+from rayscheduler.engines.orphans import marked_processes, start_time
 
 REPORT_EVERY_S = 1.0
 WARM_EVERY_S = 5.0
@@ -49,7 +50,7 @@ class NodeAgent:
         self._deaths: Deaths[tuple[ReplicaId, str]] = Deaths(lambda key: self._spawn(self._died(key)))
         self._starts = EngineStarts(self._measuring.take, lambda: list(self._watched.values()))
         self._tasks: set[asyncio.Task[None]] = set()
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         self._spawn(self._report_forever())
         self._spawn(self._keep_warm())
 
@@ -131,7 +132,7 @@ class NodeAgent:
         self._starts.now_watched(wanted)
 
     async def _died(self, key: tuple[ReplicaId, str]) -> None:
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         if os.getppid() == self._raylet_pid:  # else the node dies, which is for Ray to say
             await self._line.ask("runner_died", *key, self._node_id)
 
@@ -144,5 +145,5 @@ class NodeAgent:
 def _is_gone(replica: ReplicaId, runner_pid: int, runner_started: int) -> bool:
     if start_time(runner_pid) == runner_started:
         return False  # it might start an engine yet
-    sweep_orphans()
+    sweep()
     return not any(each.replica == replica and each.runner_pid == runner_pid for each in marked_processes())

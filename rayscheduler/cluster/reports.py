@@ -51,6 +51,13 @@ class Launch:
     follower_requests: tuple[EngineRequest, ...] = ()
     memory_key: str = ""
 
+    @property
+    def actor_options(self) -> dict[str, object]:
+        """What its actors ask Ray for beside their bundle: no CPU, and the environment that Ray makes for them.
+        (An empty one would cost each start the worker that was prepared for it.)"""
+        wanted = dict(self.request.runtime_env)
+        return {"num_cpus": 0, "runtime_env": wanted} if wanted else {"num_cpus": 0}
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

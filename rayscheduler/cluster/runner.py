@@ -125,6 +125,8 @@ class Runner:
     async def _wait_for_devices(self) -> bool:
         """Whether the engines may start now; False: they are not to start any more. EngineError: there is no room."""
         await self._say(RunnerState.QUEUED)
+        if self._leaving:
+            return False
         waits = (self._host.wait_for_devices(), self._followers.wait_for_devices())
         self._queueing = asyncio.ensure_future(asyncio.gather(*waits))
         await asyncio.wait({self._queueing})  # `_leave` may cancel it

@@ -343,7 +343,7 @@ class ModelSection(Section):
         check_one_place(self.python, self.runtime_env, self.container)
         uneven = [count for count in self.gpus or table or () if count % self.pipeline]
         if uneven:
-            what = f"{uneven[0]} devices cannot form {self.pipeline} equal stages"
+            what = f"a replica on {uneven[0]} cannot have {self.pipeline} equal stages"
             raise Wrong(what, f"write multiples of it, for example gpus: [{self.pipeline}]", ("pipeline",))
         if self.says_memory and not self.bytes_by_count():
             counts = ", ".join(map(str, sorted(table or ())))

@@ -110,8 +110,8 @@ class ModelEntry(ModelSection):
             raise Wrong(what, "add the folder of the model, source: ./model, or its id on the hub, source: org/model")
         for key, engines in ONLY_FOR.items():
             if key in self.model_fields_set and self.engine not in engines:
-                few = " and ".join(engines)
-                raise Wrong(f"is for the engines {few}, not for {self.engine}", "remove it", (key,))
+                what = f"is for {', '.join(engines)}, and the engine {self.engine} would not heed it"
+                raise Wrong(what, "remove it", (key,))
         if self.engine is EngineName.OLLAMA and not self.source:
             raise Wrong(f"{shown(self.name)} has no source", "add its name in `ollama list`, source: llama3.2:3b")
         if self.daemon is not None and self.engine is not EngineName.OLLAMA:

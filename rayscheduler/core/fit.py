@@ -41,7 +41,10 @@ class Needs:
 
     def option(self, count: int) -> Option | None:
         """What is needed for that many devices, or None where the node does not offer as many."""
-        return next((option for option in self.options if option.count == count), None)
+        for option in self.options:
+            if option.count == count:
+                return option
+        return None
 
 
 class Choice:
@@ -73,10 +76,10 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
     host_only_refused = node.backend != Backend.CPU and not settings.cpu_models_on_gpu_nodes
     if host_only_refused and counts == [0]:
         return refusal(RefusalReason.BACKEND)
-    ranks = tuple(want.types.index(d.type) if d.type in want.types else -1 for d in node.devices)
+    ranks = tuple([want.types.index(d.type) if d.type in want.types else -1 for d in node.devices])
     if want.types and node.devices and max(ranks) < 0:
         return refusal(RefusalReason.TYPE)
-    if any(node.labels.get(key) != value for key, value in want.labels.items()):
+    if not want.labels.items() <= node.labels.items():
         return refusal(RefusalReason.LABELS)
     most_needed_cpus = max(want.node_millicpus, want.millicpus)
     if node.millicpus is not None and node.millicpus < most_needed_cpus:
@@ -140,8 +143,8 @@ def choose(
             return Choice(option, (), 0, 0)
         taken = _pick(room, needs, option.count, fitting)
         if taken is not None:
-            load = sum(room.load[i] for i in taken)
-            return Choice(option, taken, load, max(needs.type_ranks[i] for i in taken))
+            load = sum(map(room.load.__getitem__, taken))
+            return Choice(option, taken, load, max(map(needs.type_ranks.__getitem__, taken)))
     return None
 
 
@@ -194,13 +197,14 @@ def _pick(room: NodeRoom, needs: Needs, count: int, fitting: list[int]) -> tuple
     """`count` of the fitting devices, together large enough: the least preferred type among them as preferred
     as can be, then the least load of all of them, then indices."""
     load, ranks = room.load, needs.type_ranks
-    sign = 1 if needs.strategy is Strategy.SPREAD else -1
-    devices = room.node.devices
-    worst = sorted(ranks[i] for i in fitting)[count - 1]
-    fitting.sort(key=lambda i: (ranks[i] > worst, sign * load[i], i))
-    first = fitting[:count]
+    devices, near = room.node.devices, fitting
+    if needs.best_type_rank >= 0:
+        worst = sorted(ranks[i] for i in fitting)[count - 1]
+        near = [i for i in fitting if ranks[i] <= worst]
+    first = sorted(near, key=load.__getitem__, reverse=needs.strategy is Strategy.PACK)[:count]
     if not needs.total_bytes or sum(devices[i].capacity_bytes for i in first) >= needs.total_bytes:
         return tuple(sorted(first))
+    sign = 1 if needs.strategy is Strategy.SPREAD else -1
     enough = [
         taken
         for taken in combinations(fitting, count)

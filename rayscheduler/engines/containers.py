@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rayscheduler.engines.flags import CHOSEN_BY_US
-from rayscheduler.engines.orphans import runner_is_gone
+from rayscheduler.engines.orphans import runner_is_gone, sweep_orphans
 from rayscheduler.engines.protocol import API_KEY_ENV, DEVICE_ENVS, MARK_ENV, Command, EngineRequest
 from rayscheduler.errors import EngineError, EngineMissing
 
@@ -79,6 +79,12 @@ def contained(command: Command, request: EngineRequest, name: str, mark: str) ->
         *("--entrypoint", command.argv[0], request.container_image, *command.argv[1:]),
     )
     return replace(command, argv=argv, cleanup=_removal(program, name))
+
+
+def sweep() -> None:
+    """End everything of engines whose runner is gone: their processes, and the containers that are none of ours."""
+    sweep_orphans()
+    sweep_containers()
 
 
 def sweep_containers() -> list[str]:

@@ -30,7 +30,7 @@ from rayscheduler.errors import EngineError, SourceError
 from rayscheduler.memory.gguf import GgufError, GgufHeader, read_parts
 
 NAME = "llama-cpp"
-PACKAGE = Package("xllamacpp", (2026, 10), "rayscheduler[llama-cpp]")
+PACKAGE = Package("xllamacpp", (2026, 10), "llama-cpp", "'xllamacpp>=2026.10'")
 PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_llama_cpp.py")
 CONTEXT_DEFAULT = 4096  # tokens of one request, where the model allows as many and the catalog says nothing
 ALL_LAYERS = 999

@@ -28,7 +28,7 @@ from aiohttp import web
 
 from rayscheduler.engines.ollama import Plan
 from rayscheduler.engines.ollama_daemon import Daemon, DaemonBusy, DaemonGone, Loaded
-from rayscheduler.engines.ollama_lease import Lease
+from rayscheduler.engines.ollama_loan import Loan
 from rayscheduler.engines.ollama_server import OwnDaemon
 from rayscheduler.errors import EngineError
 
@@ -76,7 +76,7 @@ async def serve(plan: Plan, api_key: str, own: OwnDaemon | None) -> None:
         await asyncio.wait({living})
         await server.cleanup()  # whoever is being answered is cut off, so that the daemon stops at once
         await tenant.leave()
-        if not living.cancelled():
+        if not living.cancelled() and not told_to_end.is_set():  # the daemon has heard the same signal
             living.result()
 
 
@@ -88,7 +88,7 @@ class Tenant:
         self.loaded: Loaded | None = None
         self.doubted = asyncio.Event()  # a request has found the daemon silent, or it has ended: look now
         self._plan, self._own = plan, own
-        self._lease: Lease | None = None
+        self._loan: Loan | None = None
         self._digest = ""
 
     async def live(self) -> None:
@@ -100,8 +100,8 @@ class Tenant:
             _call_at_exit(self._own.process.pid, self.doubted.set)
             await self.daemon.load(plan, keep_alive_s=-1)
         else:
-            self._lease = Lease(plan, self.daemon, self._digest)
-            await self._lease.load()
+            self._loan = Loan(plan, self.daemon, self._digest)
+            await self._loan.load()
         loaded = await self._checked()
         print(f"Ollama {version} at {self.daemon.url}: {loaded.told(plan)}", file=sys.stderr, flush=True)
         self.loaded = loaded
@@ -110,7 +110,7 @@ class Tenant:
     async def leave(self) -> None:
         """Give back what was borrowed; a daemon of our own ends with us."""
         self.loaded = None
-        if self._lease is not None and not await self._lease.give_back(GIVE_BACK_S):
+        if self._loan is not None and not await self._loan.give_back(GIVE_BACK_S):
             within = f"within {self._plan.keep_alive_s:g} s"
             print(f"warning: {self._plan.tag} may still be loaded; its daemon unloads it {within}", file=sys.stderr)
 
@@ -142,8 +142,8 @@ class Tenant:
             except DaemonBusy:
                 if loop.time() - heard_s > SILENT_S_MAX:
                     raise
-            if self._lease is not None:
-                await self._lease.renew()
+            if self._loan is not None:
+                await self._loan.renew()
 
     async def _checked(self) -> Loaded:
         loaded = await self.daemon.loaded(self._digest)

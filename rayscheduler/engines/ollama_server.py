@@ -24,7 +24,10 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class OwnDaemon:
-    """`ollama serve`, our child: in our process group, and ended by our supervisor with us."""
+    """`ollama serve`, our child: in our process group, and ended by our supervisor with us.
+
+    Ollama knows no keys: who is logged in on this machine can ask it, on a port of the loopback address.
+    """
 
     process: subprocess.Popen[bytes]
     port: ClaimedPort

@@ -26,10 +26,14 @@ IN_CONTAINER = "python3"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """What an engine needs: a distribution, its oldest version that has the flags used here, its program."""
+    """What an engine needs: a distribution, its oldest version that has the flags used here, its program.
+
+    `extra`: of rayscheduler, for the runner's own environment; `install`: for one of the engine's own.
+    """
 
     name: str
     version_min: tuple[int, ...]
+    extra: str
     install: str
     program: str = ""
 
@@ -71,8 +75,9 @@ def require(package: Package, request: EngineRequest) -> None:
                 f"bin/python; make it with: python -m venv {request.python}"
             )
         where = f" in {request.python}"
-    pip = f"{interpreter(request)} -m pip" if request.python else "pip"
-    told = f'run: {pip} install "{package.install}"'
+    told = f'run: pip install "rayscheduler[{package.extra}]"'
+    if request.python:
+        told = f"run: {interpreter(request)} -m pip install {package.install}"
     version = installed_version(package, request)
     if version is None:
         raise EngineMissing(f"model {request.model} needs {package.name}, which is not installed{where}; {told}")

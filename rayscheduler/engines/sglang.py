@@ -38,8 +38,8 @@ from rayscheduler.errors import EngineError
 from rayscheduler.memory.values import WEIGHTS
 
 NAME = "sglang"
-PACKAGE = Package("sglang", (0, 5), "rayscheduler[sglang]")
-ESTIMATED_AS = "vllm"  # the same weights and KV cache, and a forward pass of the same size
+PACKAGE = Package("sglang", (0, 5), "sglang", "'sglang>=0.5'")
+
 PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_sglang.py")
 SLEEPING_BACKENDS = frozenset({"nvidia"})
 FRACTION_STEPS = 10_000
@@ -139,7 +139,7 @@ class SGLang(Engine):
         return flags
 
     def _memory_flags(self, request: EngineRequest) -> list[str]:
-        needs = model_needs(request, ESTIMATED_AS)
+        needs = model_needs(request, NAME)
         budget = kv_budget(request, needs)
         if needs is None:
             static = budget.counted_bytes

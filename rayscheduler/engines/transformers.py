@@ -27,7 +27,7 @@ from rayscheduler.engines.sources import engine_source, model_folder, model_moun
 from rayscheduler.errors import EngineError
 
 NAME = "transformers"
-PACKAGE = Package("transformers", (5, 0), "rayscheduler[transformers]")
+PACKAGE = Package("transformers", (5, 6), "transformers", "torch 'transformers[serving]>=5.6'")
 PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_transformers.py")
 FRACTIONS_ENV = "RAYSCHEDULER_DEVICE_FRACTIONS"
 CONTEXT_BYTES = round(0.51 * 2**30)  # of CUDA, outside of PyTorch's allocator (memory/vllm.py: the same context)
@@ -35,7 +35,7 @@ FRACTION_STEPS = 10_000
 
 # options that the catalog or rayscheduler itself decides -> what to use instead
 DECIDED_ELSEWHERE: Mapping[str, str] = {
-    **dict.fromkeys(("--host", "--port", "--device", "--model-timeout", "--force-model"), CHOSEN_BY_US),
+    **dict.fromkeys(("--host", "--port", "--device", "--model-timeout"), CHOSEN_BY_US),
     "--cb-max-memory-percent": "it follows from what is reserved: give `memory`",
 }
 

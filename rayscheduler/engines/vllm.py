@@ -31,7 +31,8 @@ from rayscheduler.engines.sources import engine_source, model_mounts, model_sour
 from rayscheduler.errors import EngineError
 
 NAME = "vllm"
-PACKAGE = Package("vllm", (0, 17), "rayscheduler[vllm]", program="vllm")
+# Older ones take devices by number only, not by UUID.
+PACKAGE = Package("vllm", (0, 24), "vllm", "'vllm>=0.24'", program="vllm")
 GUARD = "rayscheduler_guard.Guard"
 SLEEPING_BACKENDS = frozenset({"nvidia", "rocm"})
 KV_TYPES: Mapping[str, str] = {  # the catalog's word -> vLLM's
@@ -49,7 +50,7 @@ DECIDED_ELSEWHERE: Mapping[str, str] = {
     "--max-num-seqs": "give it as `concurrency`",
     "--max-num-batched-tokens": "give it as `max_batched_tokens`",
     "--kv-cache-dtype": "give it as `kv_type`",
-    **dict.fromkeys(("--runner", "--convert", "--task"), "for embeddings, give `embedding: true`"),
+    **dict.fromkeys(("--runner", "--convert"), "for embeddings, give `embedding: true`"),
     **dict.fromkeys(
         ("--gpu-memory-utilization", "--device-memory-utilization", "--kv-cache-memory-bytes"),
         "it follows from what is reserved: give `memory`, and `kv_cache` where that is not known",
@@ -66,7 +67,7 @@ DECIDED_ELSEWHERE: Mapping[str, str] = {
         ("--nnodes", "-n", "--node-rank", "-r", "--master-addr", "--master-port", "--headless"),
         "it follows from the placement: give `across_nodes`",
     ),
-    **dict.fromkeys(("--distributed-executor-backend", "--device-ids", "--device"), CHOSEN_BY_US),
+    **dict.fromkeys(("--distributed-executor-backend", "--device-ids"), CHOSEN_BY_US),
     **dict.fromkeys(("--host", "--port", "--uds", "--api-key", "--grpc", "--root-path"), CHOSEN_BY_US),
     **dict.fromkeys(("--ssl-keyfile", "--ssl-certfile"), "engines are reached by their key, not by TLS"),
     "--config": "write what is in it into the catalog",

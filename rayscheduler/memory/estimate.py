@@ -11,6 +11,8 @@ from pathlib import Path
 
 from rayscheduler.errors import SourceError
 from rayscheduler.memory.llama_cpp import estimate_llama_cpp
+from rayscheduler.memory.sglang import estimate_sglang
+from rayscheduler.memory.transformers import estimate_transformers
 from rayscheduler.memory.values import Ask, Estimate
 from rayscheduler.memory.vllm import estimate_vllm
 
@@ -23,8 +25,11 @@ _ENGINES: Mapping[str, Callable[[Path, Ask], Estimate]] = {
     "llama-cpp": estimate_llama_cpp,
     "ollama": estimate_llama_cpp,
     "vllm": estimate_vllm,
+    "sglang": estimate_sglang,
+    "transformers": estimate_transformers,
 }
 _READS_GGUF = frozenset({"llama-cpp", "ollama"})
+_NEEDS_GPUS = frozenset({"vllm", "sglang"})
 
 
 def estimate(source: str | Path, ask: Ask) -> Estimate:
@@ -44,6 +49,8 @@ def estimate(source: str | Path, ask: Ask) -> Estimate:
     if (engine in _READS_GGUF) != is_gguf:
         reads = "a .gguf file" if engine in _READS_GGUF else "a directory with config.json and safetensors"
         raise SourceError(f"the engine {engine} reads {reads}, and {path} is none; give one, or another --engine")
+    if ask.gpus == 0 and engine in _NEEDS_GPUS:
+        raise SourceError(f"the estimate of {engine} is for GPUs; give --gpus 1 or more, or --engine transformers")
     return _ENGINES[engine](path, ask)
 
 

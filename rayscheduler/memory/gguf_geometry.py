@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from rayscheduler.memory.geometry import Geometry, Layer, Memory
-from rayscheduler.memory.gguf import GgufError, GgufHeader
+from rayscheduler.memory.gguf import GgufError, GgufHeader, Tensor
 
 LAYERS_MAX = 10_000
 NUMBER_MAX = 1 << 40
@@ -48,8 +48,11 @@ WITHOUT_MEMORY = frozenset(
 Number = Callable[..., int]
 
 
-def gguf_geometry(header: GgufHeader) -> Geometry:
-    """The decoder that this header describes. GgufError: it describes none, or has senseless numbers."""
+def gguf_geometry(header: GgufHeader, tensors: Sequence[Tensor]) -> Geometry:
+    """The decoder that a model's first header describes, with the tensors of all its parts.
+
+    GgufError: it describes none, or has senseless numbers.
+    """
     arch = header.architecture
     if not arch:
         raise GgufError("it names no architecture")
@@ -64,7 +67,7 @@ def gguf_geometry(header: GgufHeader) -> Geometry:
     if not 0 < count <= LAYERS_MAX or not hidden:
         raise GgufError(f"it says {count} layers of width {hidden}, so it is no language model")
     heads = number("attention.head_count")
-    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
     table = shapes.get("token_embd.weight", ())
     return Geometry(
         architecture=arch,

@@ -109,7 +109,7 @@ class FakeRay:
     def remote(self, kind: type) -> Any:
         return SimpleNamespace(options=self._options)
 
-    def _options(self, num_cpus: int, scheduling_strategy: Any) -> Any:
+    def _options(self, num_cpus: int, scheduling_strategy: Any, **more: Any) -> Any:
         rank = scheduling_strategy.placement_group_bundle_index
         return SimpleNamespace(remote=lambda *told: self._made(rank, *told))
 

@@ -67,6 +67,13 @@ def test_a_good_life(story: Story) -> None:
     assert story.news() == []
 
 
+def test_what_is_held_elsewhere_is_told_to_the_nodes_agent(story: Story) -> None:
+    story.says(RunnerState.LOADING, engine_pid=8)
+    story.says(RunnerState.RUNNING, engine_pid=8, held_elsewhere_bytes=60)
+    (watched,) = story.roster.watched("node")
+    assert (watched.engine_pid, watched.device_bytes, watched.held_elsewhere_bytes) == (8, {0: 100}, 60)
+
+
 def test_the_group_may_be_gone_before_the_runner_was_heard(story: Story) -> None:
     story.says(RunnerState.ANNOUNCED)
     story.roster.stop(A)

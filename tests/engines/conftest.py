@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from rayscheduler.engines import EngineRequest, by_name
 from rayscheduler.engines.orphans import marked_processes
 from rayscheduler.engines.process import EngineProcess, log_file_name
 from rayscheduler.errors import EngineFailed
+from tests.engines.ollama_site import OllamaStore
 from tests.engines.pids import NamedPipe
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -56,25 +54,6 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         await process.stop(grace_s=0)
     pids = {process.pid for process in started}
     assert [left for left in marked_processes() if left.pid in pids] == []
-
-
-class OllamaStore:
-    """A folder of models for the stand-in of `ollama` (ollama_stand_in.py), and `env`, by which it is found."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        program = folder / "bin" / "ollama"
-        program.parent.mkdir(parents=True)
-        stand_in = Path(__file__).with_name("ollama_stand_in.py")
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -u {stand_in} "$@"\n')
-        program.chmod(0o755)
-        self.env = {"PATH": f"{program.parent}:{os.environ['PATH']}", "OLLAMA_MODELS": str(folder)}
-        self._models: dict[str, object] = {}
-
-    def add(self, name: str, **spec: object) -> None:
-        """A model as ollama_stand_in.py describes it."""
-        self._models[name] = {"size": 10 << 20, **spec}
-        (self.folder / "models.json").write_text(json.dumps(self._models))
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ class Stand:
         keep_s = seconds_of(os.environ.get("OLLAMA_KEEP_ALIVE") or "5m")
         running = Running(name, digest_of(name), spec, options, keep_s)
         while not Path(spec.get("gate", "/")).exists():
-            if select.select([client], [], [], 0.01)[0] and not client.recv(1, socket.MSG_PEEK):
+            if has_left(client):
                 running.unload()
                 raise Failed(499, "client closed connection")
         if spec.get("fail"):
@@ -165,12 +165,18 @@ class Stand:
             time.sleep(0.01)
 
 
+def has_left(client: socket.socket) -> bool:
+    """Whether it has closed its connection, within a moment."""
+    return bool(select.select([client], [], [], 0.01)[0]) and not client.recv(1, socket.MSG_PEEK)
+
+
 def digest_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     stand: Stand
 
     def do_GET(self) -> None:
@@ -243,6 +249,8 @@ class Handler(BaseHTTPRequestHandler):
             words = itertools.cycle(["on", "and"]) if _endless(stand, running) else iter(["I", "am", running.name])
             if asked.get("stream"):
                 return self.stream(asked, words)
+            if isinstance(words, itertools.cycle):
+                self.until_the_client_leaves()
             said = {"role": "assistant", "content": " ".join(words)}
             choice = {"index": 0, "message": said, "finish_reason": "stop"}
             whole = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": asked["model"]}
@@ -263,6 +271,11 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.001)
         self.chunk(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
+
+    def until_the_client_leaves(self) -> None:
+        while not has_left(self.connection):
+            pass
+        raise ConnectionError("client closed connection")
 
     def chunk(self, text: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(text), text))

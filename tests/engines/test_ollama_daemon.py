@@ -6,9 +6,7 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +17,19 @@ from rayscheduler.engines import EngineRequest, ollama
 from rayscheduler.engines.ports import claim_port
 from rayscheduler.engines.process import EngineProcess
 from rayscheduler.errors import EngineError
-from tests.engines.conftest import OllamaStore, Start, refusal_of
+from tests.engines.conftest import Start, refusal_of
+from tests.engines.ollama_site import OllamaStore, Operator
 from tests.engines.pids import BOUND_S
 from tests.engines.test_ollama import CHAT, client_of, failure_of
 
 MIB = 1 << 20
 
 
-class Operator:
-    """A daemon that was there before us, and what its owner does with it."""
-
-    def __init__(self, store: OllamaStore, log_path: str) -> None:
-        port = claim_port("127.0.0.1")
-        self.url = f"http://127.0.0.1:{port.number}"
-        environment = {**os.environ, **store.env, "OLLAMA_HOST": self.url.removeprefix("http://")}
-        program = str(store.folder / "bin" / "ollama")
-        with open(log_path, "wb") as log:
-            self._process = subprocess.Popen([program, "serve"], env=environment, stderr=log, start_new_session=True)
-        port.release()
-        self._http = httpx.Client(base_url=self.url, timeout=BOUND_S, transport=httpx.HTTPTransport(retries=8))
-        self._http.get("/api/version")
-
-    def loaded(self) -> list[str]:
-        return sorted(model["name"] for model in self._http.get("/api/ps").json()["models"])
-
-    def loads(self) -> int:
-        told: int = self._http.get("/stand-in").json()["loads"]
-        return told
-
-    def ask(self, model: str, keep_alive: object) -> None:
-        self._http.post("/api/generate", json={"model": model, "keep_alive": keep_alive}).raise_for_status()
-
-    def die(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def close(self) -> None:
-        self._http.close()
-        with suppress(ProcessLookupError):
-            self.die()
-
-
 @pytest.fixture
-def operator(ollama_store: OllamaStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(ollama_store: OllamaStore) -> Iterator[Operator]:
     for name in ("tiny:latest", "other:latest"):
         ollama_store.add(name, size=60 * MIB)
-    daemon = Operator(ollama_store, str(tmp_path_factory.mktemp("operator") / "log"))
+    daemon = Operator(ollama_store)
     yield daemon
     daemon.close()
 
@@ -75,7 +40,7 @@ def notes_of_this_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 
 
 @pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_loan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ollama, "KEEP_ALIVE_S", 2.0)
     monkeypatch.setattr(ollama, "RENEW_S", 0.1)
     monkeypatch.setattr(ollama, "WATCH_S", 0.1)
@@ -174,7 +139,7 @@ async def test_two_models_in_one_daemon_come_and_go(start: Start, operator: Oper
     assert operator.loaded() == ["other:latest"]
 
 
-async def test_a_model_is_kept_while_its_replica_lives(start: Start, operator: Operator, short_lease: None) -> None:
+async def test_a_model_is_kept_while_its_replica_lives(start: Start, operator: Operator, short_loan: None) -> None:
     """Longer than the daemon would keep it by itself; and when the replica is killed, no longer than that."""
     engine = start("ollama", request(operator))
     await engine.wait_ready(BOUND_S)
@@ -235,7 +200,7 @@ async def test_a_model_that_the_operator_has_loaded_is_left_alone(start: Start, 
     assert operator.loaded() == ["tiny:latest"]
 
 
-async def test_an_old_note_makes_nobodys_model_ours(start: Start, operator: Operator, short_lease: None) -> None:
+async def test_an_old_note_makes_nobodys_model_ours(start: Start, operator: Operator, short_loan: None) -> None:
     first = start("ollama", request(operator))
     await first.wait_ready(BOUND_S)
     os.kill(first.pid, signal.SIGKILL)

@@ -12,6 +12,7 @@ Rules of this file: see the folder's.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from typing import Any
@@ -21,6 +22,8 @@ FRACTIONS_ENV = "RAYSCHEDULER_DEVICE_FRACTIONS"  # of each visible device's memo
 
 def main() -> None:
     name, source, *options = sys.argv[1:]
+    # uvicorn ends in order on SIGTERM and then sends it once more: so that the folder goes, too, it is an exit here.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="rayscheduler-") as place:
         link = os.path.join(place, name)
         os.makedirs(os.path.dirname(link), exist_ok=True)

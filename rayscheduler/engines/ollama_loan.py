@@ -30,7 +30,7 @@ RENEWAL_TIMEOUT_S = 10.0
 CLOCK_SLACK_S = 5.0  # between our note and the daemon's timer
 
 
-class Lease:
+class Loan:
     """The right to have one model loaded in a daemon that others use. EngineError: another replica has it."""
 
     def __init__(self, plan: Plan, daemon: Daemon, digest: str) -> None:
