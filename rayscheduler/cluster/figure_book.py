@@ -99,6 +99,8 @@ class FigureBook:
                 sized.answers, sized.old = answers, set(answers)
             self._models[entry.name] = sized
             self._settle(sized, unasked and entry.says_memory)
+        for sized in before.values():
+            sized.settled.set()  # whoever waits has to look again
         self._look_now.set()
 
     def model(self, name: str) -> Model | None:
@@ -140,16 +142,15 @@ class FigureBook:
 
     async def why_not(self, name: str, within_s: float | None) -> Reply | None:
         """None as soon as the core has the model, or never will; else why it has not, after `within_s` at most."""
-        sized = self._models.get(name)
-        if sized is None:
-            return None
-        if not sized.settled.is_set():
+        until_s = None if within_s is None else time.monotonic() + within_s
+        while (sized := self._models.get(name)) is not None and not sized.settled.is_set():
+            left_s = None if until_s is None else until_s - time.monotonic()
             try:
-                await asyncio.wait_for(sized.settled.wait(), within_s)
+                await asyncio.wait_for(sized.settled.wait(), left_s)
             except asyncio.TimeoutError:
                 what = f"{name} was not sized up in time: nobody has said yet how much memory it takes"
                 return rejection(RejectCode.DEADLINE_EXCEEDED, what)
-        return sized.problem
+        return sized.problem if sized is not None else None
 
     # -- the work ---------------------------------------------------------------------------------
 

@@ -136,6 +136,17 @@ async def test_a_file_that_contradicts_its_entry_is_refused_and_its_neighbour_is
     assert cluster.bytes_of("a") == {1: 4 * GIB, 2: 2 * GIB, 4: GIB, 8: GIB // 2}
 
 
+async def test_who_waits_for_a_model_waits_for_its_next_entry_too(cluster: Cluster) -> None:
+    cluster.nodes, cluster.deaf = [node("n1")], {"n1"}
+    cluster.book.deploy([entry(), entry("b")])
+    waiting = [asyncio.ensure_future(cluster.reply(name)) for name in "ab"]
+    await asyncio.sleep(0)
+    cluster.deaf, cluster.files = set(), {("n1", "a.gguf"): GIB}
+    cluster.book.deploy([entry(context_length=8192)])
+    assert await asyncio.gather(*waiting) == [None, None], "b is unknown now, which is for the core to say"
+    assert cluster.bytes_of("a") == {1: GIB}
+
+
 async def test_an_entry_that_says_its_memory_does_not_wait_for_long(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

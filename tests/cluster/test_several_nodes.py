@@ -67,6 +67,16 @@ def test_each_node_is_told_its_own_devices_and_bytes() -> None:
     assert [(part.node_rank, part.node_count) for part in (launch.request, follower)] == [(0, 2), (1, 2)]
 
 
+def test_what_an_engine_must_not_plan_with_is_kept_from_each_part_of_it() -> None:
+    catalog = Catalog(config_from_text(CONFIG))
+    nodes = [inventory("n1"), inventory("n2")]
+    launch = catalog.launch(W, ModelName("w"), PLACE, nodes, memory_key="key", spare_bytes=2 * MIB)
+    parts = (launch.request, *launch.follower_requests)
+    assert [size // MIB for part in parts for size in part.device_bytes] == [8, 9, 10, 11]
+    assert launch.placement == PLACE, "it is reserved all the same"
+    assert launch.memory_key == "key"
+
+
 def test_ray_holds_one_bundle_on_each_node() -> None:
     bundles = bundles_of(PLACE, NODES)
     assert [dict(bundle.resources) for bundle in bundles] == [
