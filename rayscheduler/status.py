@@ -15,6 +15,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from rayscheduler import memory_view
+
 Json = Mapping[str, Any]
 
 MIB = 2**20
@@ -40,6 +42,9 @@ STATE_STYLE = {
     "loading": "cyan",
     "unloaded": "dim",
     "backing_off": "red",
+    "sizing": "cyan",
+    "refused": "red",
+    "unsized": "red",
 }
 
 
@@ -70,10 +75,13 @@ def render(status: Json) -> RenderableType:
     """All of it: devices, replicas, models, and the queue where somebody waits."""
     parts: list[RenderableType] = [_devices(status["nodes"])]
     parts += list(_mending(status["nodes"]))
+    parts += list(_foreign(status["nodes"]))
     if status["replicas"]:
         parts.append(_replicas(status["replicas"]))
     if status["models"]:
         parts.append(_models(status["models"]))
+    if known := memory_view.rows(status):
+        parts.append(memory_view.table(known))
     if status["queue"]:
         parts.append(_queue(status["queue"]))
     return Group(*parts)
@@ -144,6 +152,18 @@ def _mending(nodes: Sequence[Json]) -> Iterator[Text]:
     for node in nodes:
         if node["mend"]:
             yield Text(f"{node['name']}: {node['mend']}", style="yellow")
+
+
+def _foreign(nodes: Sequence[Json]) -> Iterator[RenderableType]:
+    """The programs on the devices that are none of our engines', those that hold most first."""
+    table = _table("Other programs", "device", ">pid", "program", "user", ">holds", "")
+    found = [(device["id"], each) for node in nodes for device in node["devices"] for each in device["foreign"]]
+    for device, process in sorted(found, key=lambda one: (-(one[1]["held_bytes"] or 0), one[0], one[1]["pid"])):
+        left_by = f"left by {process['left_by']}" if process["left_by"] else ""
+        held = memory(process["held_bytes"])
+        _row(table, device, str(process["pid"]), process["name"] or "?", process["user"] or "?", held, left_by)
+    if table.row_count:
+        yield table
 
 
 def _replicas(replicas: Sequence[Json]) -> Table:

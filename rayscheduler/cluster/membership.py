@@ -2,21 +2,21 @@
 
 Rules of this file: it belongs to the allocator's loop and does no I/O. A node joins the core when it is
 alive in Ray, lends something, and its agent has reported; it is lost when Ray says that it is dead. A
-device that its agent cannot read any more is lost for good.
+device that its agent cannot read, or that has failed, is lost until its agent says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.names import DEVICES_LABEL, NODE_NAME_LABEL, REAL, SIMULATED, SIMULATED_RESOURCE
 from rayscheduler.cluster.placement_groups import RayNode
-from rayscheduler.cluster.reports import AgentReport, DeviceReading
+from rayscheduler.cluster.reports import AgentReport, DeviceReading, ForeignProcess
 from rayscheduler.cluster.resources import MIB, lends
-from rayscheduler.core.events import DeviceLost, Event, MemoryObserved, NodeJoined, NodeLost
+from rayscheduler.core.events import DeviceLost, DeviceReturned, Event, MemoryObserved, NodeJoined, NodeLost
 from rayscheduler.core.types import Backend, Device, DeviceId, Node, NodeName
 
 DEAD_SHOWN_S = 600.0
@@ -37,7 +37,8 @@ class KnownNode:
     inventory: NodeInventory | None = None
     readings: Mapping[int, DeviceReading] = field(default_factory=dict)
     told_others_bytes: dict[int, int] = field(default_factory=dict)
-    lost_devices: set[int] = field(default_factory=set)
+    foreign: tuple[ForeignProcess, ...] = ()
+    lost_devices: dict[int, str] = field(default_factory=dict)  # by index, and why
     reported_s: float = 0.0
     died_s: float = 0.0
 
@@ -92,11 +93,11 @@ class Membership:
         if node.inventory is None:
             node.inventory = report.inventory
             events.append(NodeJoined(core_node(node)))
-        for index in report.inventory.missing:
-            if index not in node.lost_devices:
-                node.lost_devices.add(index)
-                events.append(DeviceLost(node.device_id(index)))
-        node.inventory = replace(node.inventory, missing=tuple(sorted(node.lost_devices)))
+        missing = report.inventory.missing
+        events += [DeviceLost(node.device_id(index)) for index in sorted(missing.keys() - node.lost_devices.keys())]
+        events += [DeviceReturned(node.device_id(index)) for index in sorted(node.lost_devices.keys() - missing.keys())]
+        node.lost_devices = dict(missing)
+        node.foreign = report.foreign
         node.readings = {reading.index: reading for reading in report.readings}
         for reading in report.readings:
             others = reading.used_by_others_bytes // READING_STEP_BYTES * READING_STEP_BYTES
@@ -114,8 +115,14 @@ class Membership:
         """The nodes that lend and are alive, and have not reported."""
         return [node for node in self.nodes.values() if node.alive and node.lends and not node.joined]
 
-    def by_name(self, name: NodeName) -> KnownNode | None:
-        return next((node for node in self.nodes.values() if node.name == name and node.alive), None)
+    def alive(self) -> frozenset[str]:
+        """Ray's ids of the nodes that are alive."""
+        return frozenset(node_id for node_id, node in self.nodes.items() if node.alive)
+
+    def inventories(self, names: Iterable[NodeName]) -> list[NodeInventory]:
+        """What these nodes, which have joined, lend."""
+        lent = {node.name: node.inventory for node in self.nodes.values() if node.alive and node.inventory}
+        return [lent[name] for name in names]
 
     def ray_nodes(self) -> dict[NodeName, RayNode]:
         """The nodes that replicas may be placed on."""
@@ -133,12 +140,13 @@ class Membership:
 
 
 def core_node(node: KnownNode) -> Node:
-    """The node as the core has it. Devices that its hardware does not have are not offered."""
+    """The node as the core has it. Devices that its driver has never shown are not offered."""
     inventory = node.inventory
     assert inventory is not None
     kind = SIMULATED if SIMULATED_RESOURCE in node.resources else REAL
     devices = tuple(
-        Device(node.device_id(device.index), device.lent_mib * MIB, type=device.type) for device in inventory.devices
+        Device(node.device_id(device.index), device.lent_mib * MIB, type=device.type, is_slice=device.is_slice)
+        for device in inventory.devices
     )
     return Node(
         name=node.name,

@@ -16,12 +16,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
+from rayscheduler.cluster.deaths import Deaths
+from rayscheduler.cluster.drivers import gpus
+from rayscheduler.cluster.engine_starts import EngineStarts
+from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.measuring import Measuring
-from rayscheduler.cluster.nvml import gpus
-from rayscheduler.cluster.reports import AgentReport, Watched
+from rayscheduler.cluster.reports import AgentReport, SizeAnswer, SizeQuestion, Watched
+from rayscheduler.cluster.sizing import size_up
 from rayscheduler.cluster.warm_workers import keep_one
 from rayscheduler.core.types import ReplicaId
-from rayscheduler.engines.orphans import marked_processes, sweep_orphans
+from rayscheduler.engines.containers import sweep
+from rayscheduler.engines.orphans import marked_processes, start_time
 
 REPORT_EVERY_S = 1.0
 WARM_EVERY_S = 5.0
@@ -40,11 +45,12 @@ class NodeAgent:
         self._raylet_pid = os.getppid()
         self._raylet_address = raylet_address
         self._line = AllocatorLine()
-        self._measuring = Measuring(resources)
+        self._measuring = Measuring(resources, await self._known())
         self._watched: dict[tuple[ReplicaId, str], Watched] = {}
-        self._pidfds: dict[tuple[ReplicaId, str], int] = {}
+        self._deaths: Deaths[tuple[ReplicaId, str]] = Deaths(lambda key: self._spawn(self._died(key)))
+        self._starts = EngineStarts(self._measuring.take, lambda: list(self._watched.values()))
         self._tasks: set[asyncio.Task[None]] = set()
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         self._spawn(self._report_forever())
         self._spawn(self._keep_warm())
 
@@ -52,16 +58,30 @@ class NodeAgent:
         """See to it that the next runner on this node finds a worker process."""
         await asyncio.to_thread(keep_one, self._raylet_address)
 
-    async def kill(self, replica: ReplicaId) -> None:
-        """End a runner that does not obey, with SIGKILL; its death is then reported like any other."""
-        for watched in list(self._watched.values()):
-            if watched.replica == replica:
-                with suppress(ProcessLookupError):
-                    os.kill(watched.runner_pid, signal.SIGKILL)
+    async def kill(self, runner_pid: int, runner_started: int) -> None:
+        """End a runner or follower that does not obey, with SIGKILL; its death is then reported like any other."""
+        with suppress(ProcessLookupError):
+            if start_time(runner_pid) == runner_started:
+                os.kill(runner_pid, signal.SIGKILL)
 
-    async def confirm_gone(self, replica: ReplicaId) -> bool:
-        """Whether no process of this replica's engines is left; what a dead runner left behind is ended."""
-        return await asyncio.to_thread(_is_gone, replica)
+    async def size_up(self, question: SizeQuestion) -> SizeAnswer:
+        """What a replica would take, by what the model's files on this node say."""
+        return await asyncio.to_thread(size_up, question)
+
+    async def confirm_gone(self, replica: ReplicaId, runner_pid: int, runner_started: int) -> bool:
+        """Whether this runner or follower is gone, and all of its engine; what it left behind is ended."""
+        return await asyncio.to_thread(_is_gone, replica, runner_pid, runner_started)
+
+    async def take_turn(self, replica: ReplicaId, runner_pid: int, indices: Sequence[int]) -> bool:
+        """Wait for the turn of an engine that profiles free memory to start on these devices; see start_turns.py."""
+        return await self._starts.take_turn(replica, runner_pid, indices)
+
+    async def end_turn(self, replica: ReplicaId) -> None:
+        self._starts.end_turn(replica)
+
+    async def await_room(self, replica: ReplicaId, needed: Mapping[int, int], timeout_s: float) -> str:
+        """Wait until so many bytes are free on these devices: "", or after the time why they are not."""
+        return await self._starts.await_room(replica, needed, timeout_s)
 
     async def memory_back(self, pids: Sequence[int], timeout_s: float) -> bool:
         """Whether no GPU counts any of these dead processes any more, within the time."""
@@ -74,6 +94,14 @@ class NodeAgent:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)
         return True
+
+    async def _known(self) -> NodeInventory | None:
+        """What an agent before this one told of the node: its devices keep their numbers."""
+        try:
+            known: NodeInventory | None = await self._line.ask_once("known_inventory", self._node_id)
+        except AllocatorAway:
+            return None
+        return known
 
     async def _keep_warm(self) -> None:
         """Others start workers, too, and may take the one that was kept."""
@@ -96,30 +124,17 @@ class NodeAgent:
     def _watch(self, wanted: Sequence[Watched]) -> None:
         """From now on watch exactly these."""
         now = {(watched.replica, watched.incarnation): watched for watched in wanted}
-        for key in set(self._pidfds) - set(now):
-            self._close(key)
-        for key in set(now) - set(self._pidfds):
-            try:
-                self._pidfds[key] = os.pidfd_open(now[key].runner_pid)
-            except ProcessLookupError:
-                self._spawn(self._died(key))
-            else:
-                asyncio.get_running_loop().add_reader(self._pidfds[key], self._saw_death, key)
+        for key in self._deaths.watched - now.keys():
+            self._deaths.forget(key)
+        for key in now.keys() - self._deaths.watched:
+            self._deaths.watch(key, now[key].runner_pid)
         self._watched = now
-
-    def _saw_death(self, key: tuple[ReplicaId, str]) -> None:
-        self._close(key)
-        self._spawn(self._died(key))
-
-    def _close(self, key: tuple[ReplicaId, str]) -> None:
-        pidfd = self._pidfds.pop(key)
-        asyncio.get_running_loop().remove_reader(pidfd)
-        os.close(pidfd)
+        self._starts.now_watched(wanted)
 
     async def _died(self, key: tuple[ReplicaId, str]) -> None:
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         if os.getppid() == self._raylet_pid:  # else the node dies, which is for Ray to say
-            await self._line.ask("runner_died", *key)
+            await self._line.ask("runner_died", *key, self._node_id)
 
     def _spawn(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -127,6 +142,8 @@ class NodeAgent:
         task.add_done_callback(self._tasks.discard)
 
 
-def _is_gone(replica: ReplicaId) -> bool:
-    sweep_orphans()
-    return not any(process.replica == replica for process in marked_processes())
+def _is_gone(replica: ReplicaId, runner_pid: int, runner_started: int) -> bool:
+    if start_time(runner_pid) == runner_started:
+        return False  # it might start an engine yet
+    sweep()
+    return not any(each.replica == replica and each.runner_pid == runner_pid for each in marked_processes())

@@ -1,11 +1,11 @@
 """What a node lends: its devices, as Ray's custom resources say it and as the hardware tells it.
 
-    NVIDIA GPUs there?  yes: each lends its whole memory, or what `--lend` says (per GPU)
-                        no:  the node lends half of its RAM, or what `--lend` says, as one device
+    GPUs there?  yes: each lends its whole memory, or what `--lend` says (per GPU); one in MIG mode lends its slices
+                 no:  the node lends half of its RAM, or what `--lend` says, as one device
     `--simulate-devices 4x80GiB`: pretended GPUs, marked by one more resource, for simulated engines only
 
-Rules of this file: Ray's totals say how much is lent and nothing else does; NVML only adds what a device
-is called. MIG instances are not told apart: a GPU is lent as a whole. Bytes, and MiB where Ray is spoken to.
+Rules of this file: Ray's totals say how much is lent and nothing else does; a driver only adds what a device
+is called. Bytes, and MiB where Ray is spoken to.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 
+from rayscheduler.cluster.drivers import driver_version, gpus
+from rayscheduler.cluster.gpu import Gpu
 from rayscheduler.cluster.inventory import LentDevice, NodeInventory
 from rayscheduler.cluster.names import SIMULATED_RESOURCE, device_of_resource, resource_name
-from rayscheduler.cluster.nvml import Gpu, gpus
 from rayscheduler.config.units import size_bytes
 from rayscheduler.config.values import Wrong
 from rayscheduler.core.types import Backend
@@ -30,8 +31,9 @@ SIMULATED_TYPE = "simulated"
 DEVICES_MAX = 1024
 
 _SIMULATED = re.compile(r"([1-9][0-9]{0,3})x(.+)")
-_NOISE = re.compile(r"NVIDIA|Tesla|GeForce|Quadro|Graphics|Device", re.IGNORECASE)
-_FAMILY = ("RTX", "GTX", "TITAN", "GT")
+_NOISE = re.compile(r"NVIDIA|Tesla|GeForce|Quadro|Graphics|Device|AMD|Instinct|Radeon", re.IGNORECASE)
+_FAMILY = ("RTX", "GTX", "TITAN", "GT", "RX", "PRO")
+_SLICE = re.compile(r"\s+MIG\s+(\S+)$")
 
 
 class ResourceError(RayschedulerError):
@@ -60,7 +62,8 @@ def detect_devices(lend_bytes: int | None = None, simulate: str | None = None) -
         else _gpu(gpu, gpu.total_bytes // MIB)
         for gpu in found
     )
-    return NodeInventory(socket.gethostname(), Backend.NVIDIA, devices, memory_bytes=total_bytes)
+    backend = found[0].backend
+    return NodeInventory(socket.gethostname(), backend, devices, memory_bytes=total_bytes, driver=driver_version())
 
 
 def resources_json(inventory: NodeInventory) -> dict[str, int]:
@@ -91,12 +94,19 @@ def read_inventory(resources: Mapping[str, float], found: Sequence[Gpu]) -> Node
         return _pretended(gpu_mib)
     here = {gpu.index: gpu for gpu in found}
     devices = tuple(_gpu(here[index], mib) for index, mib in gpu_mib.items() if index in here)
-    missing = tuple(index for index in gpu_mib if index not in here)
-    return NodeInventory(hostname, Backend.NVIDIA, devices, memory_bytes=total_bytes, missing=missing)
+    missing = {index: "its driver does not show it" for index in gpu_mib if index not in here}
+    backend = found[0].backend if found else Backend.NVIDIA
+    return NodeInventory(hostname, backend, devices, memory_bytes=total_bytes, missing=missing)
 
 
 def device_type(name: str) -> str:
-    """A GPU's short name, as catalogs write it: `H100` of `NVIDIA H100 80GB HBM3`, `RTX-4090`, `RTX-A6000`."""
+    """A GPU's short name, as catalogs write it: `H100` of `NVIDIA H100 80GB HBM3`, `RTX-4090`, `RTX-A6000`.
+
+    A slice is a type of its own, since it is not as fast: `H100-MIG-1g.10gb`.
+    """
+    slice = _SLICE.search(name)
+    if slice is not None:
+        return f"{device_type(name[: slice.start()])}-MIG-{slice.group(1)}"
     words = [word for word in re.split(r"[\s-]+", _NOISE.sub("", name)) if word]
     if not words:
         return ""
@@ -141,8 +151,9 @@ def _lent_mib(lend_bytes: int, total_bytes: int, of_what: str) -> int:
 
 
 def _gpu(gpu: Gpu, lent_mib: int) -> LentDevice:
-    return LentDevice(gpu.index, lent_mib, gpu.uuid, device_type(gpu.name))
+    slice, capability = bool(gpu.slice_of), gpu.compute_capability
+    return LentDevice(gpu.index, lent_mib, gpu.uuid, device_type(gpu.name), gpu.total_bytes // MIB, slice, capability)
 
 
 def _cpu(lent_mib: int) -> LentDevice:
-    return LentDevice(0, lent_mib, type=os.uname().machine)
+    return LentDevice(0, lent_mib, type=os.uname().machine, whole_mib=int(psutil.virtual_memory().total) // MIB)

@@ -47,6 +47,13 @@ class DeviceLost:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceReturned:
+    """A device that was lost is of use again."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryObserved:
     """A reading of one device: what programs that are not ours hold there."""
 
@@ -186,6 +193,7 @@ Event = (
     NodeJoined
     | NodeLost
     | DeviceLost
+    | DeviceReturned
     | MemoryObserved
     | ModelDeployed
     | ModelRemoved

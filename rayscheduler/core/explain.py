@@ -15,7 +15,7 @@ from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.ledger import Ledger, NodeAccount
 from rayscheduler.core.lifecycle import LEAVING, State
 from rayscheduler.core.loading import Loader
-from rayscheduler.core.planner import Leaving, Planner, share_of
+from rayscheduler.core.planner import Leaving, Planner
 from rayscheduler.core.records import ModelRecord
 from rayscheduler.core.sleeping import gives_back
 from rayscheduler.core.types import (
@@ -28,6 +28,7 @@ from rayscheduler.core.types import (
     ReplicaId,
     Word,
 )
+from rayscheduler.core.vectors import share_of
 from rayscheduler.core.words import share, sized
 
 BEFORE_CPUS = (RefusalReason.BACKEND, RefusalReason.TYPE, RefusalReason.LABELS, RefusalReason.CPUS)
@@ -147,7 +148,7 @@ def _waits_for(record: ModelRecord, fleet: Fleet, loader: Loader, refusals: Sequ
         return f"{record.name} waits for a node to join"
     drained, _ = loader.plan(record, now_ms, drain=True)
     if isinstance(drained, Plan):
-        names = [f"{name} ({_occupation(fleet, name)})" for name in drained.evictions]
+        names = [f"{name} ({_occupation(fleet, name, name in drained.drained)})" for name in drained.evictions]
         return f"{record.name} waits for {', '.join(names)} on {', '.join(drained.placement.devices)}"
     coming = [r.id for r in fleet.replicas.values() if r.state not in (State.RUNNING, State.ASLEEP)]
     if coming:
@@ -163,9 +164,11 @@ def _waits_for(record: ModelRecord, fleet: Fleet, loader: Loader, refusals: Sequ
     return f"{record.name} waits for room that nothing may be evicted for"
 
 
-def _occupation(fleet: Fleet, name: ReplicaId) -> str:
+def _occupation(fleet: Fleet, name: ReplicaId, is_drained: bool) -> str:
     replica = fleet.replicas[name]
-    return f"serving {len(replica.leases)}" if replica.leases else "not stale yet"
+    if replica.leases:
+        return f"serving {len(replica.leases)}"
+    return "not stale yet" if is_drained else "idle"
 
 
 # -- in one line ------------------------------------------------------------------------------------

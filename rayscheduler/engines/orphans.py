@@ -58,6 +58,12 @@ def marked_processes() -> list[Marked]:
     return found
 
 
+def replica_marked(pid: int) -> str:
+    """The replica whose engine this process is part of, by its mark; "" if it has none that we can see."""
+    mark = _mark_of(pid)
+    return mark.split(":", 4)[4] if mark else ""
+
+
 def sweep_orphans() -> list[Marked]:
     """End every engine process whose runner is gone; those that were found. Returns when they are gone."""
     swept: dict[int, Marked] = {}
@@ -71,6 +77,14 @@ def end_marked(mark: str) -> None:
     """End every process that carries this mark. Returns when they are gone."""
     while processes := [process for process in marked_processes() if process.mark == mark]:
         _kill(processes)
+
+
+def runner_is_gone(mark: str) -> bool:
+    """Whether this is the mark of an engine that a process of this namespace started which is no more."""
+    fields = mark.split(":", 4)
+    if len(fields) < 5 or not (fields[0].isdecimal() and fields[1].isdecimal()) or fields[2] != _namespace():
+        return False
+    return start_time(int(fields[0])) != int(fields[1])
 
 
 @cache

@@ -12,7 +12,7 @@ const $ = (selector) => document.querySelector(selector);
 const TONE = {
   loaded: "good", RUNNING: "good", grant: "good", start: "good",
   loading: "warn", PENDING: "warn", STARTING: "warn", DRAINING: "warn", STOPPING: "warn", stop: "warn",
-  backing_off: "bad", reject: "bad",
+  sizing: "warn", backing_off: "bad", refused: "bad", unsized: "bad", reject: "bad",
 };
 const COMING = new Set(["PENDING", "STARTING"]);
 const LEAVING = new Set(["DRAINING", "STOPPING"]);
@@ -135,47 +135,69 @@ function drawDevice(device, held) {
     bar.append(part);
   }
   if (device.used_by_others_bytes > 0) {
-    const others = element("div", "part others narrow");
-    others.style.width = `${share(device.used_by_others_bytes)}%`;
-    others.title = `${size(device.used_by_others_bytes)} used by other programs`;
-    bar.append(others);
+    const part = element("div", "part others narrow");
+    part.style.width = `${share(device.used_by_others_bytes)}%`;
+    part.title = `${size(device.used_by_others_bytes)} used by other programs`;
+    bar.append(part);
   }
   if (device.measured_bytes > 0) {
     const mark = element("div", "mark");
     mark.style.width = `${Math.min(100, share(device.measured_bytes))}%`;
     bar.append(mark);
   }
+  const foreign = device.foreign ?? [];
+  const others = foreign.length ? element("p", "foreign", `other programs: ${foreign.map(program).join(", ")}`) : null;
   const name = element("span", "", element("b", "", device.id), device.type ? ` ${device.type}` : "",
     device.offered === false ? " – lost" : "");
   const figures = `${size(device.reserved_bytes)} of ${size(device.capacity_bytes)}, ${size(device.free_bytes)} free`;
   bar.title = device.measured_bytes ? `${size(device.measured_bytes)} measured` : "";
   bar.setAttribute("role", "img");
   bar.setAttribute("aria-label", `${device.id}: ${figures}`);
-  return element("div", "device", element("div", "what", name, element("span", "", figures)), bar);
+  return element("div", "device", element("div", "what", name, element("span", "", figures)), bar, others);
+}
+
+function program(process) {
+  const whose = [process.user, process.left_by ? `left by ${process.left_by}` : null].filter(Boolean).join(", ");
+  return `${process.name ?? "?"} (pid ${process.pid}${whose ? `, ${whose}` : ""}) ${size(process.held_bytes)}`;
 }
 
 function drawModels(models) {
-  const order = { loaded: 0, loading: 1, backing_off: 2, unloaded: 3 };
+  const order = { loaded: 0, loading: 1, sizing: 1, backing_off: 2, refused: 2, unsized: 2, unloaded: 3 };
   const sorted = [...models].sort((a, b) => (order[a.state] ?? 4) - (order[b.state] ?? 4) || a.name.localeCompare(b.name));
   count("#models", `${models.filter((model) => model.state === "loaded").length} of ${models.length} loaded`);
   fill("#models", sorted, (model) => model.name, (model) => {
     const aliases = model.aliases.length ? ` ${model.aliases.join(", ")}` : "";
-    const trouble = model.state === "backing_off" && model.last_error ? model.last_error : "";
+    const trouble = ["backing_off", "refused", "unsized"].includes(model.state) && model.last_error ? model.last_error : "";
+    const figure = model.memory?.by_count?.[0];
     return [
       [`${model.name}${aliases}${trouble}`, "name", () => [
         coloured(element("span", "dot"), model.name), model.name, element("small", "", aliases),
         ...(trouble ? [element("span", "problem", trouble)] : [])]],
       [`${model.state}${model.pinned}`, "", () => [badge(model.state), model.pinned ? " pinned" : ""]],
       text(model.engine ?? "–"),
-      text(size(model.memory_bytes), "num"),
+      memoryCell(size(model.memory_bytes), figure ? `as ${figure.source}` : ""),
+      memoryCell(size(figure?.estimated_bytes), parts(figure?.parts_bytes)),
+      memoryCell(size(figure?.measured_bytes), figure?.measured_bytes && !figure.exercised ? "seen idle only" : ""),
       text(model.replicas.length, "num"),
       text(model.waiting, "num"),
       [`${model.state}${model.pinned}`, "acts", () => [
-        act(model.name, "load", ["loaded", "loading"].includes(model.state)),
-        act(model.name, "unload", model.state === "unloaded"),
+        act(model.name, "load", ["loaded", "loading", "refused", "unsized"].includes(model.state)),
+        act(model.name, "unload", ["unloaded", "refused", "unsized"].includes(model.state)),
         act(model.name, model.pinned ? "unpin" : "pin", false)]],
     ];
   }, "the catalog is empty");
+}
+
+// A size, and under the pointer where it comes from.
+const memoryCell = (shown, why) => [`${shown}${why}`, "num", () => {
+  const cell = element("span", "", shown);
+  cell.title = why;
+  return cell;
+}];
+
+function parts(sizes) {
+  return Object.entries(sizes ?? {}).sort((a, b) => b[1] - a[1])
+    .map(([name, bytes]) => `${name.replaceAll("_", " ")} ${size(bytes)}`).join(", ");
 }
 
 function act(model, verb, disabled) {

@@ -31,7 +31,9 @@ def check_obligations(book: Book, this: Pass, snapshot: Snapshot) -> None:
         demand(not left, "unloaded", f"{each.id} is {each.state}, and {each.model} was unloaded")
     if this.failed_loads:
         states = ("PENDING", "STARTING", "RUNNING", "ROUSED", "WAKING")
-        coming = {r.model for r in snapshot.replicas if r.state in states}
+        there = [r for r in snapshot.replicas if r.state in states]
+        there.extend(r for r in snapshot.replicas if r.id in this.draining_after - this.draining)
+        coming = {r.model for r in there}
         for request in book.waiting.values():
             lost = request.model in this.failed_loads and request.model not in coming
             demand(not lost, "a failed load rejects", f"{request.id} still waits after {request.model} failed to load")
@@ -174,6 +176,8 @@ def check_victims(book: Book, this: Pass) -> None:
             continue
         names = [victim.id for victim in victims]
         wakes = book.replicas.get(way)
+        if this.draining.intersection(names):
+            continue  # chosen in an earlier pass, when other candidates were there
         for victim in victims:
             others = [name for name in names if name != victim.id]
             settled = fits_awake(book, wakes, others) if wakes else could_load(book, loading.model, others)

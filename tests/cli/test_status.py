@@ -81,6 +81,18 @@ def test_a_lost_device_is_marked() -> None:
     assert "n1/0 (lost)" in drawn(status(nodes=[node(devices=[device(offered=False)])]))
 
 
+def test_programs_that_are_not_ours_are_named_those_that_hold_most_first() -> None:
+    few = {"pid": 41, "name": "sleep", "user": "bob", "held_bytes": GIB, "left_by": None}
+    much = {"pid": 42, "name": "[red]python[/red]", "user": None, "held_bytes": 20 * GIB, "left_by": "a#1"}
+    unknown = {"pid": 43, "name": None, "user": None, "held_bytes": None, "left_by": None}
+    shown = device("n1/0", foreign=[few, unknown]), device("n1/1", foreign=[much])
+    lines = drawn(status(nodes=[node(devices=list(shown))])).partition("Other programs")[2].splitlines()
+    assert lines[2].split() == ["n1/1", "42", "[red]python[/red]", "?", "20.0", "GiB", "left", "by", "a#1"]
+    assert lines[3].split() == ["n1/0", "41", "sleep", "bob", "1.0", "GiB"]
+    assert lines[4].split() == ["n1/0", "43", "?", "?", "-"]
+    assert "Other programs" not in drawn(status())
+
+
 def test_who_waits_is_shown_in_order() -> None:
     waiting = {"request": "r1", "model": "a", "priority": 5, "waited_s": 2.0, "position": 1}
     text = drawn(status(queue=[waiting]))

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayscheduler.cluster import measuring, resources
+from rayscheduler.cluster.gpu import Gpu
+from rayscheduler.cluster.gpu_faults import GpuFaults
 from rayscheduler.cluster.measuring import Measuring
 from rayscheduler.cluster.membership import Membership
 from rayscheduler.cluster.names import (
@@ -19,11 +21,10 @@ from rayscheduler.cluster.names import (
     replica_of_app,
     replica_of_placement_group,
 )
-from rayscheduler.cluster.nvml import Gpu
 from rayscheduler.cluster.placement_groups import UNITS_PER_ONE, RayNode, bundles_of, mib_of, serve_options
-from rayscheduler.cluster.reports import AgentReport, DeviceReading, Watched
+from rayscheduler.cluster.reports import AgentReport, DeviceReading
 from rayscheduler.cluster.resources import ResourceError, detect_devices, device_type, read_inventory, resources_json
-from rayscheduler.core.events import DeviceLost, MemoryObserved, NodeJoined, NodeLost
+from rayscheduler.core.events import DeviceLost, DeviceReturned, MemoryObserved, NodeJoined, NodeLost
 from rayscheduler.core.types import Backend, DeviceId, NodeName, Placement, ReplicaId
 
 MIB = 2**20
@@ -38,6 +39,7 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Gpu]:
     found = [Gpu(i, f"GPU-{i}", "NVIDIA H100 80GB HBM3", 80 * GIB, 0) for i in range(2)]
+    monkeypatch.setattr(GpuFaults, "watch", lambda self: None)
     monkeypatch.setattr(resources, "gpus", lambda: tuple(found))
     monkeypatch.setattr(measuring, "gpus", lambda: tuple(found))
     return found
@@ -84,7 +86,7 @@ def test_the_inventory_is_what_ray_says_and_what_the_hardware_is_called(two_gpus
     inventory = read_inventory({"gpu-0-mib": 40960.0, "gpu-5-mib": 40960.0, "CPU": 8.0}, two_gpus)
     (device,) = inventory.devices
     assert (device.lent_mib, device.uuid, device.type) == (40960, "GPU-0", "H100")
-    assert inventory.missing == (5,)
+    assert inventory.missing == {5: "its driver does not show it"}
     assert inventory.backend is Backend.NVIDIA
     pretended = read_inventory({"gpu-0-mib": 100.0, "simulated-devices": 1.0}, ())
     assert (pretended.simulated, pretended.devices[0].type) == (True, "simulated")
@@ -101,6 +103,11 @@ def test_the_inventory_is_what_ray_says_and_what_the_hardware_is_called(two_gpus
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),
         ("NVIDIA RTX A6000", "RTX-A6000"),
         ("NVIDIA L40S", "L40S"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "H100-MIG-1g.10gb"),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "A100-MIG-3g.20gb"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("AMD Radeon RX 7900 XTX", "RX-7900"),
+        ("AMD Radeon PRO W7900", "PRO-W7900"),
         ("", ""),
     ],
 )
@@ -237,7 +244,7 @@ def test_memory_of_others_is_news_when_it_changes_much() -> None:
 
 def test_a_gpu_that_disappears_is_lost_once(two_gpus: list[Gpu]) -> None:
     lent = {"gpu-0-mib": 81920.0, "gpu-1-mib": 81920.0}
-    nodes, measures = Membership(), Measuring(lent)
+    nodes, measures = Membership(), Measuring(lent, unread_s=0)
     nodes.observe([listed("n1", **lent)], 0)
     (joined,) = nodes.reported("n1", measures.take([]), 0)
     assert isinstance(joined, NodeJoined)
@@ -246,37 +253,29 @@ def test_a_gpu_that_disappears_is_lost_once(two_gpus: list[Gpu]) -> None:
     assert nodes.reported("n1", measures.take([]), 1) == [DeviceLost(DeviceId("one/0"))]
     assert list(nodes.nodes["n1"].readings) == [1]
     assert nodes.reported("n1", measures.take([]), 2) == []
+    two_gpus[:] = [gone, replace(two_gpus[0], index=1)]
+    assert nodes.reported("n1", measures.take([]), 3) == [DeviceReturned(DeviceId("one/0"))]
+    assert nodes.reported("n1", measures.take([]), 4) == []
 
 
-# -- measuring ------------------------------------------------------------------------------------
+def test_a_new_agent_counts_as_the_one_before_it_did(two_gpus: list[Gpu]) -> None:
+    lent = {"gpu-0-mib": 81920.0, "gpu-1-mib": 81920.0}
+    before = Measuring(lent).take([]).inventory
+    two_gpus[:] = [replace(two_gpus[1], index=0)]
+    measures = Measuring(lent, before, unread_s=0)
+    report = measures.take([])
+    assert [reading.index for reading in report.readings] == [1]
+    assert report.inventory.devices == before.devices
+    assert list(report.inventory.missing) == [0]
+    two_gpus[:] = [Gpu(0, "GPU-0", "NVIDIA H100 80GB HBM3", 80 * GIB, 0), replace(two_gpus[0], index=1)]
+    assert measures.take([]).inventory.missing == {}
 
 
-def test_what_others_hold_on_a_gpu(two_gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "parent_of", lambda pid: 500)
-    monkeypatch.setattr(measuring, "descendants", lambda pid: [501, 502])
-    monkeypatch.setattr(measuring.os.path, "exists", lambda path: True)
-    ours = Watched(ReplicaId("a#1"), "x", 400, 501, {0: 20 * GIB})
-    two_gpus[0] = Gpu(0, "GPU-0", "H100", 80 * GIB, 35 * GIB, {501: 10 * GIB, 502: 5 * GIB, 9: 20 * GIB})
-    taken = Measuring({"gpu-0-mib": 81920.0}).take([ours])
-    assert taken.readings == (DeviceReading(0, 20 * GIB, 15 * GIB),)
-    assert taken.measured_bytes == {"a#1": 15 * GIB}
-
-    lends_less = Measuring({"gpu-0-mib": 61440.0}).take([ours])
-    assert lends_less.readings[0].used_by_others_bytes == 0, "what is not lent is theirs to take"
-
-    monkeypatch.setattr(measuring.os.path, "exists", lambda path: False)
-    monkeypatch.setattr(measuring, "descendants", lambda pid: [])
-    hidden = Measuring({"gpu-0-mib": 81920.0}).take([ours])
-    assert hidden.readings[0].used_by_others_bytes == 15 * GIB, "unknown processes: ours is what is reserved"
-
-
-def test_what_others_hold_of_lent_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "gpus", lambda: ())
-    monkeypatch.setattr(measuring, "parent_of", lambda pid: 500)
-    monkeypatch.setattr(measuring, "descendants", lambda pid: [501])
-    monkeypatch.setattr(measuring, "held_bytes", lambda pid: 300 * MIB)
-    ours = Watched(ReplicaId("a#1"), "x", 400, 501, {0: 400 * MIB})
-    for available, others in ((900, 0), (700, 0), (500, 200)):
-        monkeypatch.setattr(measuring, "available_memory_bytes", lambda available=available: available * MIB)
-        taken = Measuring(LENT).take([ours])
-        assert taken.readings == (DeviceReading(0, others * MIB, 300 * MIB),)
+def test_a_gpu_that_its_driver_never_showed_is_not_offered_and_said_to_be_lost(two_gpus: list[Gpu]) -> None:
+    lent = {"gpu-0-mib": 81920.0, "gpu-5-mib": 81920.0}
+    nodes = Membership()
+    nodes.observe([listed("n1", **lent)], 0)
+    joined, lost = nodes.reported("n1", Measuring(lent).take([]), 0)
+    assert isinstance(joined, NodeJoined)
+    assert [device.id for device in joined.node.devices] == ["one/0"]
+    assert lost == DeviceLost(DeviceId("one/5")), "which the core does not know, and ignores"

@@ -53,8 +53,8 @@ def node(name: str, devices: str, **options: str) -> Node:
     types = options.get("type", "").split(",")
     if len(types) == 1:
         types *= len(sizes)
-    headroom = size(options.get("headroom", "0GiB"))
-    made = tuple(Device(f"{name}/{i}", size(text), headroom, types[i]) for i, text in enumerate(sizes))
+    headroom, sliced = size(options.get("headroom", "0GiB")), "slices" in options
+    made = tuple(Device(f"{name}/{i}", size(text), headroom, types[i], sliced) for i, text in enumerate(sizes))
     cpus = int(options["cpus"]) * 1000 if "cpus" in options else None
     memory = size(options["memory"]) if "memory" in options else None
     ram = options.get("ram") == "yes"
@@ -70,12 +70,14 @@ def node(name: str, devices: str, **options: str) -> Node:
 
 
 def model(name: str, memory: str, **options: str) -> Model:
-    """`each=1:60GiB,2:33GiB` stands for `memory_per_device` (`memory` is ignored then)."""
+    """`each=1:60GiB,2:33GiB` stands for `memory_per_device` (`memory` is ignored then); `most=60GiB`: elastic."""
     counts = [int(n) for n in options.pop("gpus", "1,2,4,8").split(",")]
     each = {int(n): size(text) for n, text in pairs(options.pop("each", "")).items()}
+    most = size(options.pop("most", "0GiB"))
     backend = options.pop("backend", "")
     want = {
         "bytes_by_count": each or {n: -(-size(memory) // max(n, 1)) for n in counts},
+        "bytes_max_by_count": {n: -(-most // n) for n in counts if most and n},
         "backend": Backend(backend) if backend else None,
         "labels": pairs(options.pop("labels", "")),
         "node_millicpus": int(options.pop("node_cpus", "0")) * 1000,
@@ -211,6 +213,8 @@ class Story:
                 return ev.ModelRemoved(names[0])
             case "lost":
                 return ev.DeviceLost(names[0]) if "/" in names[0] else ev.NodeLost(names[0])
+            case "returned":
+                return ev.DeviceReturned(names[0])
             case "deploy":
                 return ev.ModelDeployed(model(names[0], names[1], **options))
             case "found":

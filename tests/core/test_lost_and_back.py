@@ -169,3 +169,35 @@ def test_a_draining_replica_on_a_lost_device_is_stopped() -> None:
         > stopped a#1   ->
         """
     )
+
+
+def test_a_lost_device_that_returns_is_offered_again() -> None:
+    Story().tell(
+        """
+        node  n1  2x80GiB
+        model a   60GiB
+        model w   80GiB  gpus=2
+        > found a#1 n1/0 60GiB leases=q1  ->
+        > lost n1/0         -> stop a#1 device_lost
+        > request w r1      -> reject r1 never_fits
+        > returned n1/0     ->
+        > request w r2      ->                       #  a#1 may still be there
+        > stopped a#1       -> start w#1 n1/0,n1/1
+        > returned n1/0     ->
+        > returned n9/0     ->
+        """
+    )
+
+
+def test_who_waits_for_a_lost_device_is_served_when_it_returns() -> None:
+    Story().tell(
+        """
+        node  n1  80GiB
+        model a   60GiB
+        > request a r1   -> start a#1 n1/0
+        > lost n1/0      -> stop a#1 device_lost
+        > stopped a#1    ->
+        > returned n1/0  -> start a#2 n1/0
+        > started a#2    -> grant r1 a#2
+        """
+    )

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from rayscheduler.cluster.resources import detect_devices, resources_json
+from tests.integration.nodes import a_node, kill_raylet
 from tests.integration.world import World, is_gone
 
 MODELS = """
@@ -23,22 +15,6 @@ models:
 - {name: small, engine: simulated, memory: 100MiB, simulate: {load: 0s}, requires: {labels: {zone: there}}}
 - {name: host, engine: simulated, memory: 50MiB, gpus: [0], simulate: {load: 0s}, requires: {labels: {zone: there}}}
 """
-
-
-@contextmanager
-def a_node(world: World, name: str, resources: Mapping[str, int], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """One more raylet on this machine, under a name of its own."""
-    labels = {"rayscheduler.io/name": name, "zone": "there"}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", world.service.address, "--block"]
-    command += ["--resources", json.dumps(dict(resources)), "--num-cpus", "2", "--disable-usage-stats"]
-    command += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
-    with open(log, "wb") as output:
-        raylet = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    try:
-        yield raylet
-    finally:
-        os.kill(raylet.pid, signal.SIGTERM)
-        raylet.wait(timeout=60)
 
 
 def test_pretended_devices_take_simulated_models_only_and_die_with_their_node(world: World, tmp_path: Path) -> None:
@@ -61,9 +37,7 @@ def test_pretended_devices_take_simulated_models_only_and_die_with_their_node(wo
         world.until_quiet()
         engines = [world.pids_of(name)[1] for name in names]
 
-        for process in psutil.Process(raylet.pid).children():
-            if process.name() == "raylet":
-                process.kill()
+        kill_raylet(raylet)
         world.until(lambda now: not now["replicas"])
         assert [world.decisions(decision="stop", replica=name)[0]["reason"] for name in names] == ["node_lost"] * 3
         status = world.until_quiet()

@@ -94,6 +94,8 @@ class Books:
                 self._lose(name)
             case ev.DeviceLost(device) if device in self.devices():
                 self.lost.add(device)
+            case ev.DeviceReturned(device):
+                self.lost.discard(device)
             case ev.MemoryObserved(device, used) if device in self.devices():
                 self.others[device] = used
             case ev.ModelDeployed(model):

@@ -171,6 +171,8 @@ class Traffic:
                 away = [each for each in self.cluster.nodes if each.name not in self.books.nodes]
                 return ev.NodeJoined(away[0]) if away else ev.NodeLost(node.name)
             case "device":
+                if device.id in self.books.lost:
+                    return ev.DeviceReturned(device.id)
                 return ev.DeviceLost(device.id) if dice.one_in(3) else None
             case "shutdown":
                 return ev.ShutdownAsked()
@@ -208,6 +210,7 @@ class Traffic:
         books = self.books
         waiting = [(name, books.requests[name]) for name in books.waiting()]
         self.scheduler = Scheduler(self.cluster.settings)
+        self._drained = {}  # a successor finds replicas that run, and knows of no drain
         self.scheduler.restore(self.inventory(), self.now_ms)
         for name in sorted(books.seen):
             model, _, serial = name.rpartition("#")
