@@ -3,7 +3,8 @@
 Rules of this file: it reads the ledger and the exits it is given, and changes nothing that decides. Ranks
 are compared lexicographically, step by step (unlike units are never added):
 
-1. no eviction before eviction; then the least valuable set of victims (`victims.py`);
+1. no eviction before eviction; then the least valuable set of victims (`victims.py`); then one that sleeps
+   wakes before another loads;
 2. fewer devices, fewer nodes, then the preferred device type;
 3. least loaded devices, then least loaded node (`pack`: most loaded that fits);
 4. ids.
@@ -21,9 +22,11 @@ from itertools import combinations
 from math import comb
 from typing import Any, Protocol
 
-from rayscheduler.core.fit import Choice, Needs, choose, fits, needs_on
+from rayscheduler.core.elastic import grown
+from rayscheduler.core.fit import Choice, Freed, Needs, choose, fits, needs_on
 from rayscheduler.core.ledger import Ledger, NodeAccount, NodeRoom
 from rayscheduler.core.shelves import Shelves
+from rayscheduler.core.sleeping import Sleeper, can_wake, who_sleeps
 from rayscheduler.core.types import (
     Model,
     ModelName,
@@ -36,7 +39,7 @@ from rayscheduler.core.types import (
     Settings,
     Strategy,
 )
-from rayscheduler.core.victims import Candidate, VictimSet, best_set
+from rayscheduler.core.victims import Candidate, Settle, VictimSet, best_set
 
 COMBINATIONS_MAX = 5_000  # of nodes, tried for a model across nodes that asks for total device memory
 
@@ -55,26 +58,6 @@ class Leaving(Protocol):
     def in_order(self) -> Iterator[Candidate]: ...
 
     def on_node(self, name: NodeName) -> list[Candidate]: ...
-
-
-class Freed:
-    """What a set of exits would free on one node."""
-
-    __slots__ = ("host", "millicpus", "sizes")
-
-    def __init__(self, account: NodeAccount, placements: Iterable[Placement]) -> None:
-        self.sizes = [0] * len(account.others)
-        self.host = self.millicpus = 0
-        name, index = account.node.name, account.index
-        for place in placements:
-            if name not in place.nodes:
-                continue
-            for device, size in zip(place.devices, place.device_bytes, strict=True):
-                at = index.get(device)
-                if at is not None:
-                    self.sizes[at] += size
-            self.host += place.host_bytes
-            self.millicpus += place.millicpus
 
 
 class Planner:
@@ -139,24 +122,43 @@ class Planner:
 
     # -- the plan ---------------------------------------------------------------------------------
 
-    def plan(self, model: Model, leaving: Leaving, evict: bool = True) -> Plan | NoFit:
-        """The best plan for one more replica of `model`; `NoFit.ever` is not decided here (False)."""
+    def plan(self, model: Model, leaving: Leaving, evict: bool = True, asleep: Sequence[Sleeper] = ()) -> Plan | NoFit:
+        """The best plan for one more replica of `model`, of which `asleep` are there already; `NoFit.ever` is not
+        decided here (False)."""
         must = leaving.placements(leaving.must)
+        for sleeper in asleep:
+            if can_wake(self._ledger, sleeper, must):
+                return self._made(model, sleeper.placement, leaving, (), sleeper)
         found = self._best_placement(model, must)
-        members: tuple[Candidate, ...] = leaving.must
-        placement = None if found is None else found[1]
-        if placement is None and evict:
-            evicting = self._best_eviction(model, leaving, must)
-            if evicting is not None:
-                placement = evicting[0]
-                members = (*leaving.must, *evicting[1].members)
-        if placement is None:
-            return NoFit(ever=False)
-        ordered = sorted(members, key=lambda c: c.id_key)
+        if found is not None:
+            return self._made(model, found[1], leaving, ())
+        evicting = self._best_eviction(model, leaving, must) if evict else None
+        waking = self._best_waking(asleep, leaving, must) if evict else None
+        if waking is not None and (evicting is None or waking[1].key <= evicting[1].key):
+            return self._made(model, waking[0].placement, leaving, waking[1].members, waking[0])
+        if evicting is not None:
+            return self._made(model, evicting[0], leaving, evicting[1].members)
+        return NoFit(ever=False)
+
+    def _made(
+        self,
+        model: Model,
+        placement: Placement,
+        leaving: Leaving,
+        victims: Sequence[Candidate],
+        wakes: Sleeper | None = None,
+    ) -> Plan:
+        ordered = sorted((*leaving.must, *victims), key=lambda c: c.id_key)
+        sleeping = self._settled(placement, leaving, victims, wakes).sleeping
+        if wakes is None:
+            gone, kept = leaving.placements(ordered), tuple(sleeping.values())
+            placement = grown(self._ledger, model.requirement, placement, gone, kept)
         return Plan(
-            self._grown(model, placement, leaving.placements(members)),
+            placement,
             tuple(c.id for c in ordered),
             frozenset(c.id for c in ordered if c.drained),
+            sleeping,
+            None if wakes is None else wakes.id,
         )
 
     def _fits(self, account: NodeAccount, needs: Needs, gone: Sequence[Placement]) -> bool:
@@ -165,23 +167,15 @@ class Planner:
         freed = Freed(account, gone)
         return fits(account.room(), needs, freed.sizes, freed.host, freed.millicpus)
 
-    def _grown(self, model: Model, placement: Placement, gone: Sequence[Placement]) -> Placement:
-        """The vector of an elastic model: on each device what is free on the fullest of them once `gone` are gone,
-        between what the model needs and what it can use."""
-        want = model.requirement
-        most = want.bytes_max_by_count.get(len(placement.devices), 0)
-        if not placement.devices or most <= placement.device_bytes[0] or want.exclusive:
-            return placement
-        each = most
-        for name in placement.nodes:
-            account = self._ledger.accounts[name]
-            free, freed = account.room().free, Freed(account, gone)
-            # Where the device is the host's memory, both are charged to it.
-            host = freed.host - placement.host_bytes if account.node.device_is_host_memory else 0
-            taken = [account.index[device] for device in placement.devices if device in account.index]
-            each = min(each, *(free[at] + freed.sizes[at] + host for at in taken))
-        each = max(each, placement.device_bytes[0])
-        return replace(placement, device_bytes=(each,) * len(placement.devices))
+    def _settled(
+        self, placement: Placement, leaving: Leaving, victims: Sequence[Candidate], wakes: Sleeper | None = None
+    ) -> VictimSet:
+        """The victims, and who of them (and of those that leave in any case) sleeps instead of stopping."""
+        members = (*leaving.must, *victims)
+        if all(member.keeps is None for member in members):
+            return VictimSet(victims)
+        kept = None if wakes is None else wakes.keeps
+        return VictimSet(victims, who_sleeps(self._ledger, placement, kept, members, leaving.placements(members)))
 
     def _choose(
         self,
@@ -329,12 +323,20 @@ class Planner:
         candidates: Sequence[Candidate],
         must: Sequence[Placement],
     ) -> tuple[Rank, Placement, VictimSet] | None:
-        victims = self._eviction_on(account, needs, leaving, candidates, must)
+        room = account.room()
+
+        def chosen(gone: Sequence[Candidate]) -> Choice:
+            choice = self._choose(account, room, needs, [*must, *leaving.placements(gone)])
+            assert choice is not None
+            return choice
+
+        def settle(gone: Sequence[Candidate]) -> VictimSet:
+            return self._settled(_placement(model, [(account, chosen(gone))]), leaving, gone)
+
+        victims = self._eviction_on(account, needs, leaving, candidates, must, settle)
         if victims is None:
             return None
-        room = account.room()
-        choice = self._choose(account, room, needs, [*must, *leaving.placements(victims.members)])
-        assert choice is not None
+        choice = chosen(victims.members)
         return (*victims.key, *self._rank(choice, room)), _placement(model, [(account, choice)]), victims
 
     def _eviction_on(
@@ -344,13 +346,14 @@ class Planner:
         leaving: Leaving,
         candidates: Sequence[Candidate],
         must: Sequence[Placement],
+        settle: Settle = VictimSet,
     ) -> VictimSet | None:
         room = account.room()
 
         def fits(gone: Sequence[Candidate]) -> bool:
             return self._choose(account, room, needs, [*must, *leaving.placements(gone)]) is not None
 
-        return best_set(candidates, fits, leaving.spare)
+        return best_set(candidates, fits, leaving.spare, settle)
 
     def _eviction_across(
         self, model: Model, leaving: Leaving, must: Sequence[Placement]
@@ -360,12 +363,37 @@ class Planner:
         def placed(gone: Sequence[Candidate]) -> tuple[Rank, Placement] | None:
             return self._best_placement(model, [*must, *leaving.placements(gone)])
 
-        victims = best_set(list(leaving.in_order()), lambda gone: placed(gone) is not None, leaving.spare)
+        def settle(gone: Sequence[Candidate]) -> VictimSet:
+            found = placed(gone)
+            assert found is not None
+            return self._settled(found[1], leaving, gone)
+
+        victims = best_set(list(leaving.in_order()), lambda gone: placed(gone) is not None, leaving.spare, settle)
         if victims is None:
             return None
         found = placed(victims.members)
         assert found is not None
         return found[1], victims
+
+    def _best_waking(
+        self, asleep: Sequence[Sleeper], leaving: Leaving, must: Sequence[Placement]
+    ) -> tuple[Sleeper, VictimSet] | None:
+        """The sleeper whose victims cost least: it wakes where it is, so only what is there can make way."""
+        best: tuple[Sleeper, VictimSet] | None = None
+        for sleeper in asleep:
+            nodes = [name for name in sleeper.placement.nodes if name in self._ledger.accounts]
+            here = {c.id: c for name in nodes for c in leaving.on_node(name) if c.id != sleeper.id}
+
+            def fits(gone: Sequence[Candidate], sleeper: Sleeper = sleeper) -> bool:
+                return can_wake(self._ledger, sleeper, [*must, *leaving.placements(gone)])
+
+            def settle(gone: Sequence[Candidate], sleeper: Sleeper = sleeper) -> VictimSet:
+                return self._settled(sleeper.placement, leaving, gone, sleeper)
+
+            victims = best_set(list(here.values()), fits, leaving.spare, settle)
+            if victims is not None and (best is None or victims.key < best[1].key):
+                best = (sleeper, victims)
+        return best
 
 
 def share_of(model: Model, count: int, per_node: int) -> Model:
