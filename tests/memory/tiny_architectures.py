@@ -56,7 +56,8 @@ def write_model(path: Path, arch: str, dims: Dims) -> Path:
     if not dims.tied and "output_norm.weight" in tensors and not name.startswith("gemma"):
         table["output.weight"] = (dims.vocab, dims.hidden)
     for tensor, shape in {**table, **tensors}.items():
-        kind = np.float16 if len(shape) > 1 and "conv1d" not in tensor and "ssm_a" not in tensor else np.float32
+        small = len(shape) == 1 or any(part in tensor for part in ("bias", "norm", "conv1d", "ssm_a", "ssm_d"))
+        kind = np.float32 if small else np.float16
         writer.add_tensor(tensor, np.broadcast_to(np.zeros(1, kind), shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -199,7 +200,6 @@ def _deepseek2(dims: Dims) -> Model:
         "expert_feed_forward_length": dims.expert_ff,
         "expert_shared_count": 1,
         "expert_weights_scale": 1.0,
-        "vocab_size": dims.vocab,
     }
     tensors: dict[str, Shape] = {"output_norm.weight": (dims.hidden,)}
     for layer in range(dims.layers):
@@ -266,7 +266,7 @@ def _jamba(dims: Dims) -> Model:
         at = f"blk.{layer}."
         tensors |= _attention(dims, layer) if full else _mamba_layer(dims, layer, second=False)
         if not full:
-            tensors |= {f"{at}ssm_dt_norm.weight": (16,), f"{at}ssm_b_norm.weight": (16,), f"{at}ssm_c_norm.weight": (16,)}
+            tensors |= {f"{at}ssm_{part}_norm.weight": (16,) for part in ("dt", "b", "c")}
         tensors |= _gated(dims, layer)
     kv_heads = [dims.kv_heads if full else 0 for full in attention]
     return {**_ssm(dims), "attention.head_count_kv": kv_heads, "expert_count": 0}, tensors
