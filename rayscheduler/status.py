@@ -15,6 +15,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from rayscheduler import memory_view
+
 Json = Mapping[str, Any]
 
 MIB = 2**20
@@ -40,6 +42,9 @@ STATE_STYLE = {
     "loading": "cyan",
     "unloaded": "dim",
     "backing_off": "red",
+    "sizing": "cyan",
+    "refused": "red",
+    "unsized": "red",
 }
 
 
@@ -75,6 +80,8 @@ def render(status: Json) -> RenderableType:
         parts.append(_replicas(status["replicas"]))
     if status["models"]:
         parts.append(_models(status["models"]))
+    if known := memory_view.rows(status):
+        parts.append(memory_view.table(known))
     if status["queue"]:
         parts.append(_queue(status["queue"]))
     return Group(*parts)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from rayscheduler.cli import control, explain, files, rehearse, service
+from rayscheduler.cli import control, estimate, explain, files, rehearse, service
 from rayscheduler.cli.output import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_PROBLEM, complain
 from rayscheduler.errors import ConfigError, RayschedulerError
 
@@ -42,6 +42,7 @@ def _commands() -> None:
     app.command("unpin")(control.unpin)
     app.command("decisions")(control.decisions)
     app.command("explain")(explain.explain)
+    app.command("estimate")(estimate.estimate)
     app.command("resources")(files.resources)
     app.command("simulate")(rehearse.simulate)
     app.command("plan")(rehearse.plan)

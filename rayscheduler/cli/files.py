@@ -31,7 +31,8 @@ def check(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a configuration would start: its keys and values, engines, and models' files.
+    """Say whether a configuration would start: its keys and values, engines, and models' files. Where a model's file
+    can be read here, also what memory it will be estimated to take, and whether what its entry says can be true.
 
     Exits with 0, or with 2 and one line that names the file, the line and what to do.
     """
@@ -40,10 +41,20 @@ def check(
     config = load_config(file)
     for problem in engine_problems(config, here=not elsewhere):
         raise problem
+    from rayscheduler.cli.memory_check import contradiction, sized_here
+
+    known = list(sized_here(config))
+    for model in known:
+        if (refused := contradiction(config, model)) is not None:
+            raise refused
     names = [model.name for model in config.models]
     if as_json:
-        show_json({"file": str(file), "valid": True, "models": names})
+        estimates = {model.entry.name: model.figures.bytes_by_count() for model in known if not model.entry.says_memory}
+        show_json({"file": str(file), "valid": True, "models": names, "estimated_bytes_by_count": estimates})
     else:
+        for model in known:
+            if not model.entry.says_memory:
+                show_line(model.words)
         show_line(f"{file}: {len(names)} model{'' if len(names) == 1 else 's'}, nothing wrong")
 
 
@@ -86,7 +97,8 @@ def engine_problems(config: ServiceConfig, here: bool) -> Iterator[ConfigError]:
 
     for index, entry in enumerate(config.models):
         engine = by_name(entry.engine.value)
-        request = EngineRequest(replica=f"{entry.name}#0", **entry.engine_fields())
+        nodes = 2 if entry.across_nodes else 1  # or more: an engine can span nodes or it cannot
+        request = EngineRequest(replica=f"{entry.name}#0", node_count=nodes, **entry.engine_fields())
         try:
             if here:
                 engine.check(request)

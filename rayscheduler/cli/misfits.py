@@ -1,7 +1,8 @@
 """Which models of a catalog can never run on the nodes that are there: said at `up`, before anybody asks.
 
 Rules of this file: nothing is judged here. The core is asked, as a request would ask it, on nodes as the
-status shows them; what the status does not show (labels) is taken to be as the model wants it.
+status shows them, about models that say their memory; what the status does not show (labels) is taken to be
+as the model wants it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def misfits(config: ServiceConfig, status: Mapping[str, Any]) -> list[str]:
     nodes = [node for node in status["nodes"] if node["devices"]]
     if not nodes:
         return []
-    return [line for entry in config.models if (line := _refusal(config, core_model(entry), nodes))]
+    stated = [core_model(entry, entry.bytes_by_count()) for entry in config.models if entry.says_memory]
+    return [line for model in stated if (line := _refusal(config, model, nodes))]
 
 
 def _refusal(config: ServiceConfig, model: Model, nodes: list[Mapping[str, Any]]) -> str | None:

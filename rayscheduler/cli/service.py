@@ -159,6 +159,9 @@ def _first_words(service: Service, catalog: ServiceConfig, client: AllocatorClie
             warn(f"{node['name']}: {node['mend']}")
     for line in misfits(catalog, now):
         warn(line)
+    for model in now["models"]:
+        if model["state"] in ("refused", "unsized"):
+            warn(model["last_error"])
     facts = {"url": service.http_url, "address": service.address, "dashboard": service.dashboard_url}
     if as_json:
         show_json(facts)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,9 +19,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayscheduler.cluster.membership import KnownNode
 from rayscheduler.cluster.names import NAMESPACE, agent_name
 from rayscheduler.cluster.node_agent import NodeAgent
+from rayscheduler.cluster.reports import Part, SizeAnswer, SizeQuestion
 from rayscheduler.core.types import ReplicaId
 
 KILL_AFTER_S = 10.0
+SIZE_WITHIN_S = 20.0  # a header takes some ten milliseconds, from a disk that is awake
 FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.020, 0.500
 
 logger = logging.getLogger(__name__)
@@ -53,24 +55,36 @@ class Agents:
         if handle is not None:
             handle.warm_up.remote()
 
-    async def kill(self, node_id: str, replica: ReplicaId) -> None:
-        """End the runner of a replica with SIGKILL; its death will be reported."""
-        handle = self._handles.get(node_id)
+    async def kill(self, part: Part) -> None:
+        """End a runner or follower with SIGKILL; its death will be reported."""
+        handle = self._handles.get(part.node_id)
         if handle is not None:
             with contextlib.suppress(ray.exceptions.RayActorError):
-                await handle.kill.remote(replica)
+                await handle.kill.remote(part.runner_pid, part.runner_started)
 
-    async def wait_gone(self, node_id: str, replica: ReplicaId) -> bool:
-        """Wait until no process of a replica is left on a node; one that stays is killed. False: nobody knows."""
-        kill_s = time.monotonic() + KILL_AFTER_S
+    async def size_up(self, node_id: str, question: SizeQuestion) -> SizeAnswer:
+        """What a replica would take by the files on this node. Never raises."""
+        handle = self._handles.get(node_id)
+        if handle is None:
+            return SizeAnswer(problem="the node's agent is not there")
+        try:
+            return cast(SizeAnswer, await asyncio.wait_for(handle.size_up.remote(question), SIZE_WITHIN_S))
+        except asyncio.TimeoutError:
+            return SizeAnswer(problem=f"the node's agent has not answered within {SIZE_WITHIN_S:g} s")
+        except ray.exceptions.RayError as problem:
+            return SizeAnswer(problem=f"the node's agent does not answer: {type(problem).__name__}")
+
+    async def wait_gone(self, replica: ReplicaId, part: Part, kill_after_s: float = KILL_AFTER_S) -> bool:
+        """Wait until nothing of a replica's part is left on its node; what stays is killed. False: nobody knows."""
+        kill_s = time.monotonic() + kill_after_s
         pause_s = FIRST_LOOK_S
-        while (handle := self._handles.get(node_id)) is not None:
+        while (handle := self._handles.get(part.node_id)) is not None:
             with contextlib.suppress(ray.exceptions.RayActorError):
-                if await handle.confirm_gone.remote(replica):
+                if await handle.confirm_gone.remote(replica, part.runner_pid, part.runner_started):
                     return True
             if time.monotonic() > kill_s:
-                logger.warning("the runner of %s does not end; it is killed", replica)
-                await self.kill(node_id, replica)
+                logger.warning("process %d of %s does not end; it is killed", part.runner_pid, replica)
+                await self.kill(part)
                 kill_s += KILL_AFTER_S
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)

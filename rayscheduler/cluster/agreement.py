@@ -57,12 +57,15 @@ def differences(
     """What Ray holds otherwise than the ledger, in words; [] where they agree.
 
     A PENDING replica holds nothing in Ray; of all others Ray holds exactly the ledger's vector, on its nodes.
+    One that has lost a node is about to leave: nobody holds anything there, and the rest is on its way.
     """
     believed = {r.id: r.placement for r in snapshot.replicas if r.state != State.PENDING}
     problems = [f"{name} is in the ledger, but Ray holds nothing for it" for name in believed if name not in groups]
     for name, held in sorted(groups.items()):
         if name not in believed:
             problems.append(f"Ray holds a placement group for {name}, which is not in the ledger")
+            continue
+        if not nodes.keys() >= set(believed[name].nodes):
             continue
         expected = [(dict(b.resources), b.node_id) for b in bundles_of(believed[name], nodes)]
         for group in held:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from rayscheduler.cluster.dispatch import Dispatch
 from rayscheduler.cluster.event_log import EventLog
 from rayscheduler.cluster.executor import EngineEnded, Executor
 from rayscheduler.cluster.explaining import explain
+from rayscheduler.cluster.figuring import Figuring
 from rayscheduler.cluster.housekeeping import Housekeeping
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
-from rayscheduler.cluster.lease_book import LeaseBook, Reply, refused
+from rayscheduler.cluster.lease_book import LeaseBook, Reply, error_of, refused, said, unknown_model, unknown_tier
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
+from rayscheduler.cluster.ports import accepts
 from rayscheduler.cluster.progress import Progress
 from rayscheduler.cluster.recovery import Recovery
 from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState, Verdict, Watched
@@ -43,10 +45,10 @@ from rayscheduler.core import events as ev
 from rayscheduler.core.explain import Verdict as PlanVerdict
 from rayscheduler.core.lifecycle import State
 from rayscheduler.core.scheduler import Scheduler
-from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId
+from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId, Snapshot
 
 EXPLAIN_NODES_MAX = 256  # beyond that, a start does not tell why each other node was not chosen
-CONNECT_WITHIN_S = 2.0
+SIZED_WITHIN_S = 10.0  # for an operator who does not want to wait for a load
 VERDICT_WITHIN_S = 20.0  # on a busy machine the death of an engine may take its time to be told
 EXIT_AFTER_S = 0.1  # so that the answer is on its way
 CONCURRENCY = 20_000  # requests that wait for a lease, each in a call of its own
@@ -72,16 +74,18 @@ class Allocator:
         self._roster = Roster(self._mailbox, self._suspect, self._engine_ended)
         self._store = Store()
         self._executor = Executor(self, self._store)
-        self._dispatch = Dispatch(
-            self._leases, self._roster, self._membership, self._journal, self._executor.order, self._backoff_s
-        )
+        self._pins: dict[str, bool] = {}
+        mailbox, nodes, leases, roster = self._mailbox, self._membership, self._leases, self._roster
+        self._figuring = Figuring(mailbox, nodes, self._agents, roster, leases, self._store, self._snapshot, self._pins)
+        self._figures = self._figuring.book
+        order, backoff_s = self._executor.order, self._backoff_s
+        self._dispatch = Dispatch(leases, roster, nodes, self._journal, self._figures, order, backoff_s)
         self._event_log: EventLog | None = None
         self._recovery: Recovery | None = None
         self._catalog: Catalog | None = None
         self._scheduler: Scheduler | None = None
-        self._pins: dict[str, bool] = {}
         self._housekeeping = Housekeeping(
-            self._mailbox, self._membership, self._agents, self._leases, self._roster, self._executor
+            mailbox, nodes, self._agents, leases, roster, self._executor, self._figuring.watch
         )
         self._looking = self._spawn(self._housekeeping.look_around())
         config_json = await asyncio.to_thread(self._store.config)
@@ -107,8 +111,8 @@ class Allocator:
         """Make the scheduler from the service file, learn what runs already, and go."""
         catalog = Catalog(config_from_json(config_json))
         scheduler = Scheduler(catalog.config.settings(), EXPLAIN_NODES_MAX)
-        known: list[ev.Event] = [ev.ModelDeployed(model) for model in catalog.core_models()]
-        self._pins = await asyncio.to_thread(self._store.pins)
+        known: list[ev.Event] = [*await self._figuring.begin(catalog, self._recovery is not None)]
+        self._pins.update(await asyncio.to_thread(self._store.pins))
         known += [ev.PinAsked(ModelName(name), pinned) for name, pinned in sorted(self._pins.items())]
         if self._recovery is not None:
             reports = await self._recovery.replicas(self._membership, self._executor)
@@ -132,6 +136,7 @@ class Allocator:
         self._recovery = None
         self._ready.set()
         self._mailbox.put(ev.Woken())
+        self._spawn(self._figuring.work())
         self._spawn(self._housekeeping.mend_strays())
         await self._run(scheduler)
 
@@ -146,19 +151,40 @@ class Allocator:
         tier: str | None = None,
         deadline_ms: int | None = None,
     ) -> Reply:
-        """Wait for a lease on a replica of a model: granted or rejected. See serving/allocator_port.py."""
+        """Wait for a lease on a replica of a model: granted or rejected. See allocator_port.py."""
         await self._ready.wait()
+        return await asyncio.shield(self._ask(HolderId(holder), model, request_id, priority, tier, deadline_ms))
+
+    async def exchange(self, holder: str, ended: list[str], asks: list[list[Any]]) -> list[Reply | None]:
+        """Requests that have ended, and new ones, in one pass; None for those that wait. See allocator_port.py."""
+        await self._ready.wait()
+        self._leases.heard(HolderId(holder))
+        self._leases.release(map(RequestId, ended))
+        replies = [self._ask(HolderId(holder), *ask) for ask in asks]
+        if not all(reply.done() for reply in replies):
+            await self._progress.next()
+        return [reply.result() if reply.done() else None for reply in replies]
+
+    def _ask(
+        self,
+        holder: HolderId,
+        model: str,
+        request_id: str,
+        priority: int | None,
+        tier: str | None,
+        deadline_ms: int | None,
+    ) -> asyncio.Future[Reply]:
         if priority is None and tier is not None:
             tiers = self._deployed.config.settings().tiers
             if tier not in tiers:
-                return _unknown_tier(tier, tiers)
+                return said(unknown_tier(tier, tiers))
             priority = tiers[tier]
         name = self._deployed.resolve(model)
-        return await self._leases.ask(name, RequestId(request_id), HolderId(holder), priority, deadline_ms)
 
-    async def release(self, request_ids: list[str]) -> None:
-        await self._ready.wait()
-        self._leases.release(map(RequestId, request_ids))
+        def ask(left_ms: int | None) -> asyncio.Future[Reply]:
+            return self._leases.ask(name, RequestId(request_id), holder, priority, left_ms)
+
+        return self._figuring.once_sized(name, deadline_ms, ask)
 
     async def heartbeat(self, holder: str, held: list[list[str]] | None = None) -> None:
         """`held`: pairs of request and replica, for an allocator that has to learn them anew."""
@@ -173,10 +199,10 @@ class Allocator:
         record = self._roster.records.get(replica)
         if record is None or record.report is None or record.leaving_since_ms is not None:
             return {"gone": True}
-        if await _accepts(record.report.endpoint):
+        if await accepts(record.report.endpoint):
             return {"gone": False}
         logger.warning("%s does not accept connections (request %s): its runner is killed", replica, request_id)
-        await self._agents.kill(record.report.node_id, replica)
+        await self._agents.kill(record.report.own_part)
         try:
             await asyncio.wait_for(record.away.wait(), VERDICT_WITHIN_S)
         except asyncio.TimeoutError:
@@ -193,7 +219,7 @@ class Allocator:
             "counters": dict(self._journal.counters),
             "leaving": sum(record.leaving_since_ms is not None for record in self._roster.records.values()),
         }
-        return status_of(scheduler.snapshot(now_ms()), self._membership, self._roster, self._deployed, head)
+        return status_of(self._snapshot(), self._membership, self._roster, self._deployed, self._figures, head)
 
     async def decisions(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
         """The last ones, newest first. `subject`: a model, replica or request."""
@@ -203,12 +229,12 @@ class Allocator:
         """What Ray holds otherwise than the ledger, in words; [] while nothing starts or leaves."""
         await self._ready.wait()
         groups = await asyncio.to_thread(held_groups)
-        return differences(self._started.snapshot(now_ms()), groups, self._membership.ray_nodes())
+        return differences(self._snapshot(), groups, self._membership.ray_nodes())
 
     async def explain(self, subject: str) -> dict[str, Any]:
         """What was last decided about a model, replica or request, and why; what it waits for now."""
         await self._ready.wait()
-        found = explain(subject, self._started, self._journal, self._deployed.resolve, now_ms())
+        found = explain(subject, self._started, self._journal, self._figures, self._deployed.resolve, now_ms())
         if found is None:
             message = f"nothing is known of {subject!r}: it is no model, replica or request of the last decisions"
             return refused(RejectCode.MODEL_NOT_FOUND, message)
@@ -236,7 +262,7 @@ class Allocator:
             await asyncio.to_thread(self._store.write_config, config_json)
             self._spawn(self._begin(config_json))
             await self._ready.wait()
-            return {"ok": True, "message": f"{len(catalog.core_models())} models"}
+            return {"ok": True, "message": f"{len(catalog.config.models)} models"}
         await self._ready.wait()
         if catalog.config.settings() != self._started.settings:
             await asyncio.to_thread(self._store.write_config, config_json)
@@ -244,20 +270,21 @@ class Allocator:
             self._loop.call_later(EXIT_AFTER_S, os._exit, 1)
             return {"ok": True, "message": "the scheduler section has changed: the allocator restarts"}
         await asyncio.to_thread(self._store.write_config, config_json)
-        before = {model.name: model for model in self._deployed.core_models()}
-        now = {model.name: model for model in catalog.core_models()}
         self._catalog = catalog
-        self._mailbox.put_all(ev.ModelRemoved(name) for name in sorted(before.keys() - now.keys()))
-        self._mailbox.put_all(ev.ModelDeployed(now[name]) for name in sorted(now) if now[name] != before.get(name))
-        return {"ok": True, "message": f"{len(now)} models"}
+        self._figuring.deploy(catalog)
+        return {"ok": True, "message": f"{len(catalog.config.models)} models"}
 
     async def load(self, model: str, wait: bool = False) -> dict[str, Any]:
         """Load it, if it is not there. `wait`: until it runs, or has failed."""
         await self._ready.wait()
         name = self._deployed.resolve(model)
-        plan = self._started.ask_plan(name, now_ms())
+        refusal = await self._figures.why_not(name, None if wait else SIZED_WITHIN_S)
+        if refusal is not None:
+            return error_of(refusal)
+        while (plan := self._started.ask_plan(name, now_ms())) is None and self._figures.model(name) is not None:
+            await self._progress.past(self._progress.serial, 0.25)  # it is in the mailbox
         if plan is None:
-            return _unknown(model)
+            return unknown_model(model)
         seen = self._seen(name)
         if plan.verdict is PlanVerdict.NEVER and not seen["there"]:
             return refused(RejectCode.NEVER_FITS, plan.message)
@@ -270,7 +297,7 @@ class Allocator:
         await self._ready.wait()
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
-            return _unknown(model)
+            return unknown_model(model)
         self._mailbox.put(ev.UnloadAsked(name))
         return {"ok": True, "message": f"{name} is unloaded"}
 
@@ -279,7 +306,7 @@ class Allocator:
         await self._ready.wait()
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
-            return _unknown(model)
+            return unknown_model(model)
         self._pins[name] = pinned
         self._mailbox.put(ev.PinAsked(name, pinned))
         await asyncio.to_thread(self._store.write_pins, dict(self._pins))
@@ -307,7 +334,8 @@ class Allocator:
             self._recovery.reported(report)
         await self._ready.wait()
         if report.state is RunnerState.RUNNING:
-            self._agents.warm_up(report.node_id)
+            for part in report.parts:
+                self._agents.warm_up(part.node_id)
         return self._roster.reported(report)
 
     async def runner_orders(self, replica: ReplicaId, incarnation: str) -> Verdict:
@@ -317,11 +345,11 @@ class Allocator:
         await self._ready.wait()
         return await self._roster.orders(replica, incarnation)
 
-    async def runner_died(self, replica: ReplicaId, incarnation: str) -> None:
+    async def runner_died(self, replica: ReplicaId, incarnation: str, node_id: str) -> None:
         if self._recovery is not None:
             self._recovery.died(replica, incarnation)
         await self._ready.wait()
-        self._roster.died(replica, incarnation)
+        self._roster.died(replica, incarnation, node_id)
 
     async def known_inventory(self, node_id: str) -> NodeInventory | None:
         """What the agent of a node has told of it; None: nothing yet."""
@@ -329,7 +357,9 @@ class Allocator:
         return node.inventory if node else None
 
     async def node_report(self, node_id: str, report: AgentReport) -> list[Watched]:
-        self._mailbox.put_all(self._membership.reported(node_id, report, now_ms() / 1000))
+        if news := self._membership.reported(node_id, report, now_ms() / 1000):
+            self._mailbox.put_all(news)
+            self._figures.node_reported()
         node = self._membership.nodes.get(node_id)
         if node is not None:
             self._roster.measured(node.name, report.measured)
@@ -355,6 +385,9 @@ class Allocator:
         assert self._scheduler is not None
         return self._scheduler
 
+    def _snapshot(self) -> Snapshot:
+        return self._started.snapshot(now_ms())
+
     def _suspect(self, replica: ReplicaId) -> None:
         self._spawn(self._housekeeping.make_sure_of_end(replica))
 
@@ -362,7 +395,7 @@ class Allocator:
         self._executor.order([EngineEnded(replica)])
 
     def _seen(self, name: ModelName) -> dict[str, Any]:
-        snapshot = self._started.snapshot(now_ms())
+        snapshot = self._snapshot()
         model = next((model for model in snapshot.models if model.model.name == name), None)
         mine = [replica for replica in snapshot.replicas if replica.model == name]
         return {
@@ -410,24 +443,3 @@ def _event_log(config: ServiceConfig) -> EventLog | None:
     if section is None:
         return None
     return EventLog(Path(section.path), config.settings(), section.file_size, section.keep)
-
-
-def _unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
-    message = f"there is no tier {tier!r}; known are: {', '.join(sorted(tiers)) or 'none'}"
-    return {"granted": False, "code": "unknown_tier", "status": 400, "message": message, "retry_after_s": None}
-
-
-def _unknown(model: str) -> dict[str, Any]:
-    return refused(RejectCode.MODEL_NOT_FOUND, f"there is no model {model!r} in the catalog")
-
-
-async def _accepts(endpoint: str) -> bool:
-    """Whether something listens at `http://host:port`."""
-    host, _, port = endpoint.removeprefix("http://").rpartition(":")
-    try:
-        connecting = asyncio.open_connection(host.strip("[]"), int(port))
-        _, writer = await asyncio.wait_for(connecting, CONNECT_WITHIN_S)
-    except (OSError, asyncio.TimeoutError):
-        return False
-    writer.close()
-    return True

@@ -37,8 +37,8 @@ class AllocatorCalls:
     ) -> Any:
         return await self._call("lease", model, request_id, holder, priority, tier, deadline_ms)
 
-    async def release(self, request_ids: list[str]) -> Any:
-        return await self._call("release", request_ids)
+    async def exchange(self, holder: str, ended: list[str], asks: list[list[Any]]) -> Any:
+        return await self._call("exchange", holder, ended, asks)
 
     async def replica_unreachable(self, replica_id: str, request_id: str) -> Any:
         return await self._call("replica_unreachable", replica_id, request_id)

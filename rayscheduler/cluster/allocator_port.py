@@ -29,8 +29,13 @@ class AllocatorPort(Protocol):
         `{"granted": False, "code", "status", "message", "retry_after_s"}`. `deadline_ms` is a duration.
         """
 
-    async def release(self, request_ids: list[str]) -> object:
-        """Ends leases, and waiting requests. Unknown ids change nothing."""
+    async def exchange(self, holder: str, ended: list[str], asks: list[list[Any]]) -> Sequence[Answer | None]:
+        """All that is new at a holder, in one call and decided in one pass.
+
+        `ended`: ids of requests that do not hold or wait any more; unknown ones change nothing. `asks`: new
+        ones, each the arguments of `lease` without the holder: [model, request id, priority, tier, deadline].
+        An answer for each, in their order, as of `lease`; None: it waits, and `lease` will tell.
+        """
 
     async def replica_unreachable(self, replica_id: str, request_id: str) -> object:
         """The holder of a lease could not talk to the replica; returns when the allocator has looked."""

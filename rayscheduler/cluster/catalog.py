@@ -5,11 +5,12 @@ Rules of this file: pure. A model of any engine but `simulated` needs real devic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.names import DEVICES_LABEL, REAL
+from rayscheduler.cluster.placement_groups import MIB, bytes_on
 from rayscheduler.cluster.reports import Launch
 from rayscheduler.config.models import EngineName
 from rayscheduler.config.service import ModelEntry, ServiceConfig
@@ -35,33 +36,55 @@ class Catalog:
     def entry(self, name: str) -> ModelEntry | None:
         return self._entries.get(name)
 
-    def core_models(self) -> list[Model]:
-        return [core_model(entry) for entry in self]
-
-    def launch(self, replica: ReplicaId, model: ModelName, placement: Placement, node: NodeInventory) -> Launch:
-        """What the runner of a replica is told. `node`: what the (first) node of the placement lends."""
+    def launch(
+        self,
+        replica: ReplicaId,
+        model: ModelName,
+        placement: Placement,
+        nodes: Sequence[NodeInventory],
+        memory_key: str = "",
+        spare_bytes: int = 0,
+    ) -> Launch:
+        """What the runner of a replica is told. `nodes`: what each node of the placement lends, in its order.
+        `spare_bytes`: what is reserved on each device and the engine must not plan with."""
         entry = self._entries[model]
-        request = EngineRequest(
-            **entry.engine_fields(),
-            replica=replica,
-            device_bytes=placement.device_bytes,
-            visible_devices=_visible_devices(placement, node),
-            backend=node.backend.value,
-        )
-        return Launch(replica, model, placement, entry.engine.value, request, STOP_GRACE_S)
+        requests = []
+        for rank, (name, node) in enumerate(zip(placement.nodes, nodes, strict=True)):
+            taken = bytes_on(placement, name)
+            request = EngineRequest(
+                **entry.engine_fields(),
+                replica=replica,
+                device_bytes=tuple(max(1, size - spare_bytes) for size in taken.values()),
+                device_capacity_bytes=_capacities(taken, node),
+                visible_devices=_visible_devices(taken, node),
+                backend=node.backend.value,
+                node_count=len(placement.nodes),
+                node_rank=rank,
+            )
+            requests.append(request)
+        first, *further = requests
+        return Launch(replica, model, placement, entry.engine.value, first, STOP_GRACE_S, tuple(further), memory_key)
 
 
-def core_model(entry: ModelEntry) -> Model:
+def core_model(entry: ModelEntry, bytes_by_count: Mapping[int, int]) -> Model:
+    """As the core has it. `bytes_by_count`: what is believed that it takes."""
     model = entry.to_model()
-    if entry.engine is EngineName.SIMULATED:
-        return model
-    labels = {**model.requirement.labels, DEVICES_LABEL: REAL}
-    return replace(model, requirement=replace(model.requirement, labels=labels))
+    labels = dict(model.requirement.labels)
+    if entry.engine is not EngineName.SIMULATED:
+        labels[DEVICES_LABEL] = REAL
+    return replace(model, requirement=replace(model.requirement, bytes_by_count=dict(bytes_by_count), labels=labels))
 
 
-def _visible_devices(placement: Placement, node: NodeInventory) -> tuple[str, ...]:
+def _capacities(indices: Iterable[int], node: NodeInventory) -> tuple[int, ...]:
+    """All that each device has, lent or not: engines count in parts of it."""
+    whole = {device.index: (device.whole_mib or device.lent_mib) * MIB for device in node.devices}
+    here = list(indices)
+    return tuple(whole[index] for index in here) if all(index in whole for index in here) else ()
+
+
+def _visible_devices(indices: Iterable[int], node: NodeInventory) -> tuple[str, ...]:
     """The UUIDs of the GPUs that an engine may see; the RAM of a node and pretended GPUs have none."""
     if node.simulated or node.kind == "cpu":
         return ()
     uuids = {device.index: device.uuid for device in node.devices}
-    return tuple(uuids[int(device.rpartition("/")[2])] for device in placement.devices)
+    return tuple(uuids[index] for index in indices)

@@ -5,17 +5,19 @@ Rules of this file: every decision goes into the journal and to exactly one plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.executor import Order, Start, Stop
+from rayscheduler.cluster.figure_book import FigureBook
+from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, rejection
 from rayscheduler.cluster.membership import Membership
-from rayscheduler.cluster.placement_groups import bundles_of
+from rayscheduler.cluster.placement_groups import RayNode, bundles_of
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
-from rayscheduler.core.types import ModelName, RejectCode, ReplicaId, StopReason
+from rayscheduler.core.types import ModelName, NodeName, Placement, RejectCode, ReplicaId, StopReason
 
 RETRY_AFTER_S = {
     RejectCode.QUEUE_FULL: 1,
@@ -36,6 +38,7 @@ class Dispatch:
         roster: Roster,
         membership: Membership,
         journal: Journal,
+        figures: FigureBook,
         order: Callable[[Iterable[Order]], None],
         backoff_s: Callable[[ModelName], int],
     ) -> None:
@@ -43,11 +46,13 @@ class Dispatch:
         self._roster = roster
         self._membership = membership
         self._journal = journal
+        self._figures = figures
         self._order = order
         self._backoff_s = backoff_s
 
     def carry_out(self, decisions: Iterable[Decision], catalog: Catalog, serial: int) -> None:
         orders: list[Order] = []
+        nodes = self._membership.ray_nodes()
         for decision in decisions:
             self._journal.note(decision, serial)
             if isinstance(decision, Grant):
@@ -57,7 +62,7 @@ class Dispatch:
             elif isinstance(decision, StopReplica):
                 orders.append(self._stop(decision))
             else:
-                orders.append(self._start(decision, catalog))
+                orders.append(self._start(decision, catalog, nodes))
         if orders:
             self._order(orders)
 
@@ -76,6 +81,10 @@ class Dispatch:
         }
 
     def _reject(self, decision: Reject) -> None:
+        problem = self._figures.problem(decision.model)
+        if decision.code is RejectCode.MODEL_NOT_FOUND and problem is not None:
+            self._leases.rejected(decision.request, problem)  # it is in the catalog, but not good enough for the core
+            return
         retry_s = RETRY_AFTER_S.get(decision.code)
         if decision.code is RejectCode.LOAD_FAILED:
             retry_s = max(1, self._backoff_s(decision.model))
@@ -86,23 +95,23 @@ class Dispatch:
         record = self._roster.records.get(replica)
         clean = decision.reason not in _UNCLEAN and record is not None and record.report is not None
         self._leases.replica_gone(replica)
-        if decision.reason is StopReason.NODE_LOST and record is not None and not self._is_on_living_node(replica):
-            self._roster.node_gone(replica)
-        else:
-            self._roster.stop(replica)
+        self._roster.stop(replica)
         return Stop(replica, clean)
 
-    def _is_on_living_node(self, replica: ReplicaId) -> bool:
-        """A replica across several nodes may have lost one on which its runner is not."""
-        report = self._roster.records[replica].report
-        node = self._membership.nodes.get(report.node_id) if report else None
-        return node is not None and node.alive
-
-    def _start(self, decision: StartReplica, catalog: Catalog) -> Start:
-        nodes = self._membership.ray_nodes()
-        first = self._membership.by_name(decision.placement.nodes[0])
-        assert first is not None
-        assert first.inventory is not None
-        launch = catalog.launch(decision.replica, decision.model, decision.placement, first.inventory)
+    def _start(self, decision: StartReplica, catalog: Catalog, nodes: Mapping[NodeName, RayNode]) -> Start:
+        model, place = decision.model, decision.placement
+        inventories = self._membership.inventories(place.nodes)
+        figure = self._figures.figure(model, len(place.devices))
+        key = self._memory_key(model, place, inventories[0])
+        spare_bytes = figure.spare_bytes if figure is not None else 0
+        launch = catalog.launch(decision.replica, model, place, inventories, key, spare_bytes)
         self._roster.start(launch)
-        return Start(launch, bundles_of(decision.placement, nodes))
+        return Start(launch, bundles_of(place, nodes))
+
+    def _memory_key(self, model: ModelName, place: Placement, first: NodeInventory) -> str:
+        """Under what it is kept what this replica takes. A pretended device says nothing of a real one."""
+        if first.simulated:
+            return ""
+        types = {device.index: device.type for device in first.devices}
+        kind = types.get(int(place.devices[0].rpartition("/")[2]), "") if place.devices else ""
+        return self._figures.key(model, len(place.devices), kind)

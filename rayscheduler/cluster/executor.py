@@ -237,7 +237,7 @@ def _target(start: Start) -> serve.RunTarget:
         health_check_timeout_s=60,
         graceful_shutdown_wait_loop_s=0.01,
         graceful_shutdown_timeout_s=launch.stop_grace_s + 5,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=launch.actor_options,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         **serve_options(start.bundles),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rayscheduler.cluster.figure_book import FigureBook
 from rayscheduler.cluster.journal import Journal
 from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import ModelName
@@ -18,7 +19,12 @@ LAST_DECISIONS = 20
 
 
 def explain(
-    subject: str, scheduler: Scheduler, journal: Journal, resolve: Callable[[str], ModelName], now_ms: int
+    subject: str,
+    scheduler: Scheduler,
+    journal: Journal,
+    figures: FigureBook,
+    resolve: Callable[[str], ModelName],
+    now_ms: int,
 ) -> dict[str, Any] | None:
     """`{"subject", "kind", "model", "state", "plan", "decisions"}`, decisions newest first; None for a name of
     which nothing is known (any more). `plan`: where one more replica of the model would go now, and why not
@@ -39,6 +45,8 @@ def explain(
             left_s = (model.backoff_until_ms - now_ms) / 1000
             state += f"; backing off for {left_s:.1f} s after {model.failures} failures: {model.last_error}"
         return _told(subject, "model", name, state, plan_object(plan), decisions)
+    if (problem := figures.problem(name)) is not None:
+        return _told(subject, "model", name, f"not served: {problem['message']}", None, decisions)
     if replica is not None:
         waits = f", waits for the exit of {', '.join(replica.waits_for)}" if replica.waits_for else ""
         way = f", makes way for {replica.makes_way_for}" if replica.makes_way_for else ""

@@ -1,7 +1,11 @@
-"""What one holder (a gateway, a client) has leased: taken one by one, given back in batches, kept alive.
+"""What one holder (a gateway, a client) has leased: asked for and given back in batches, kept alive.
+
+    take ──► exchange ──► granted or rejected at once (a warm model: one call, shared by all that is new)
+                 └──────► it waits ──► lease: a call of its own, which returns when it is decided
 
 Rules of this file: every request id that the allocator may have heard of is released exactly once, also
-when the caller is cancelled or the allocator is away; giving back never waits and never fails.
+when the caller is cancelled or the allocator is away; giving back never waits and never fails. One exchange
+at a time: what comes up while it is under way goes with the next one.
 """
 
 from __future__ import annotations
@@ -55,6 +59,14 @@ class Lease:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that goes with the next exchange. `answer` None: it waits over there."""
+
+    arguments: list[object]
+    answer: asyncio.Future[Answer | None]
+
+
 class Leases:
     """All that one holder has taken from the allocator. `start` and `close` on the loop that uses it."""
 
@@ -65,7 +77,8 @@ class Leases:
         self._serials = itertools.count(1)
         self._held: dict[str, str] = {}  # request id -> replica id
         self._ended: list[str] = []  # to be released
-        self._something_ended = asyncio.Event()
+        self._asked: list[Asked] = []  # to be asked
+        self._something_new = asyncio.Event()
         self._all_released = asyncio.Event()
         self._all_released.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -82,7 +95,7 @@ class Leases:
     async def start(self) -> None:
         self._seen_s = asyncio.get_running_loop().time()
         self._tasks = [
-            asyncio.create_task(self._send_releases(), name="releases"),
+            asyncio.create_task(self._exchange_forever(), name="exchanges"),
             asyncio.create_task(self._send_heartbeats(), name="heartbeats"),
         ]
 
@@ -142,9 +155,11 @@ class Leases:
             if left_ms is not None:
                 left_ms = max(1, left_ms - int((clock() - since_s) * 1000))
             try:
-                answer = await self._allocator.lease(
-                    ask.model, request_id, self.holder, ask.priority, ask.tier, left_ms
-                )
+                answer = await self._exchanged([ask.model, request_id, ask.priority, ask.tier, left_ms])
+                if answer is None:
+                    answer = await self._allocator.lease(
+                        ask.model, request_id, self.holder, ask.priority, ask.tier, left_ms
+                    )
             except AllocatorUnavailable:
                 # An allocator that was there a moment ago is restarting: count from when it was seen last.
                 if clock() - max(self._seen_s, since_s) >= limits.away_s_max:
@@ -161,28 +176,39 @@ class Leases:
         self._held.pop(request_id, None)
         self._ended.append(request_id)
         self._all_released.clear()
-        self._something_ended.set()
+        self._something_new.set()
 
-    async def _send_releases(self) -> None:
-        """One call at a time: what ends while it is under way goes with the next one."""
+    async def _exchanged(self, arguments: list[object]) -> Answer | None:
+        asked = Asked(arguments, asyncio.get_running_loop().create_future())
+        self._asked.append(asked)
+        self._something_new.set()
+        return await asked.answer
+
+    async def _exchange_forever(self) -> None:
         pause_s = self._limits.pause_s_min
         while True:
-            await self._something_ended.wait()
-            batch = list(self._ended)
-            if not batch:
-                self._something_ended.clear()
-                self._all_released.set()
+            await self._something_new.wait()
+            ended = list(self._ended)
+            asked = [each for each in self._asked if not each.answer.done()]  # others were cancelled meanwhile
+            self._asked.clear()
+            if not ended and not asked:
+                self._something_new.clear()
                 continue
             try:
-                await self._allocator.release(batch)
-            except AllocatorUnavailable:
+                answers = await self._allocator.exchange(self.holder, ended, [each.arguments for each in asked])
+            except Exception as problem:
+                _fail(asked, problem)  # who asked decides how long to be patient
+                if not isinstance(problem, AllocatorUnavailable):
+                    logger.exception("the allocator failed on an exchange; what has ended will be sent again")
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, self._limits.pause_s_max)
-            except Exception:
-                logger.exception("the allocator failed on a release; it will be sent again")
-                await asyncio.sleep(self._limits.pause_s_max)
             else:
-                del self._ended[: len(batch)]
+                del self._ended[: len(ended)]
+                if not self._ended:
+                    self._all_released.set()
+                for each, answer in zip(asked, answers, strict=True):
+                    if not each.answer.done():
+                        each.answer.set_result(answer)
                 pause_s = self._limits.pause_s_min
 
     async def _send_heartbeats(self) -> None:
@@ -198,3 +224,9 @@ class Leases:
             except Exception:
                 logger.exception("the allocator failed on a heartbeat")
             await asyncio.sleep(self._limits.heartbeat_s)
+
+
+def _fail(asked: list[Asked], problem: Exception) -> None:
+    for each in asked:
+        if not each.answer.done():
+            each.answer.set_exception(problem)

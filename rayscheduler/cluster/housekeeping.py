@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import ray
 
-from rayscheduler.cluster.agents import Agents
+from rayscheduler.cluster.agents import KILL_AFTER_S, Agents
 from rayscheduler.cluster.agreement import held_groups
 from rayscheduler.cluster.executor import EngineEnded, Executor, Stop, start_problems
 from rayscheduler.cluster.lease_book import LeaseBook
 from rayscheduler.cluster.mailbox import Mailbox
 from rayscheduler.cluster.membership import Membership
+from rayscheduler.cluster.reports import Part, RunnerReport
 from rayscheduler.cluster.roster import ANNOUNCE_WITHIN_S, Roster
 from rayscheduler.core.types import ReplicaId
 
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 class Housekeeping:
+    """`watch_memory` is called each second: what do replicas take?"""
+
     def __init__(
         self,
         mailbox: Mailbox,
@@ -36,6 +40,7 @@ class Housekeeping:
         leases: LeaseBook,
         roster: Roster,
         executor: Executor,
+        watch_memory: Callable[[], None],
     ) -> None:
         self._mailbox = mailbox
         self._membership = membership
@@ -43,6 +48,7 @@ class Housekeeping:
         self._leases = leases
         self._roster = roster
         self._executor = executor
+        self._watch_memory = watch_memory
 
     async def look_around(self) -> None:
         """From the first moment on, for ever. A round that fails (Ray is busy, or restarts) is not the last."""
@@ -55,8 +61,10 @@ class Housekeeping:
 
     async def _look(self) -> None:
         self._leases.drop_silent()
+        self._watch_memory()
         nodes = await asyncio.to_thread(ray.nodes)
         self._mailbox.put_all(self._membership.observe(nodes, time.monotonic()))
+        self._roster.only_alive(self._membership.alive())
         await self._agents.drop(node_id for node_id in self._agents.node_ids() if not self._lives(node_id))
         await self._agents.make(self._membership.without_agent(self._agents.node_ids()))
         for replica, problem in (await self._start_problems()).items():
@@ -80,10 +88,18 @@ class Housekeeping:
                 self._executor.order([Stop(replica, clean=False), EngineEnded(replica)])
 
     async def make_sure_of_end(self, replica: ReplicaId) -> None:
-        """A runner is gone, or should be: see that nothing of it is left, and say so."""
-        record = self._roster.records[replica]
-        if record.report is not None and await self._agents.wait_gone(record.report.node_id, replica):
-            self._roster.died(replica, record.report.incarnation)
+        """A runner is gone, or should be: see that nothing of it and its followers is left, and say so."""
+        record = self._roster.records.get(replica)
+        if record is None or record.report is None:
+            return
+        # Followers whose runner is gone have nobody to tell them to end.
+        patience_s = 0.0 if record.report.node_id in record.gone_on else KILL_AFTER_S
+        left = [part for part in record.report.parts if part.node_id not in record.gone_on]
+        await asyncio.gather(*(self._see_gone(record.report, part, patience_s) for part in left))
+
+    async def _see_gone(self, report: RunnerReport, part: Part, patience_s: float) -> None:
+        if await self._agents.wait_gone(report.launch.replica, part, patience_s):
+            self._roster.died(report.launch.replica, report.incarnation, part.node_id)
 
     async def _start_problems(self) -> dict[ReplicaId, str]:
         """Why runners that should be there by now will not come, where that is known."""
@@ -101,7 +117,7 @@ class Housekeeping:
         report = self._roster.records[replica].report
         if report is not None:
             logger.warning("the runner of %s hangs; it is killed", replica)
-            await self._agents.kill(report.node_id, replica)
+            await self._agents.kill(report.own_part)
 
     def _lives(self, node_id: str) -> bool:
         node = self._membership.nodes.get(node_id)

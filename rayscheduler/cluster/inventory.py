@@ -15,6 +15,7 @@ from rayscheduler.core.types import Backend
 class LentDevice:
     """A device and how much of it is lent. `uuid` is what an engine's environment names it by.
 
+    `whole_mib`: all that it has, lent or not; 0 if it is pretended.
     `is_slice`: it is a part of a GPU (MIG). `compute_capability`: `9.0` or `gfx942`, "" unknown.
     """
 
@@ -22,6 +23,7 @@ class LentDevice:
     lent_mib: int
     uuid: str = ""
     type: str = ""
+    whole_mib: int = 0
     is_slice: bool = False
     compute_capability: str = ""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from typing import Any
@@ -32,38 +33,62 @@ REASONS = {
 }
 
 
+_COUNTERS = {StartReplica: "starts", StopReplica: "stops", Grant: "grants", Reject: "rejects"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Put into words only when somebody asks: a hundred starts at once are decided in no more time."""
+
+    serial: int
+    number: int
+    at: float
+    decision: Decision
+
+    def told(self) -> dict[str, Any]:
+        return {"serial": self.serial, "number": self.number, "at": self.at, **_told(self.decision)}
+
+
 class Journal:
     """Grants are many, and kept apart: they must not push out what was loaded and evicted, and why."""
 
     def __init__(self) -> None:
-        self._entries: deque[dict[str, Any]] = deque(maxlen=KEPT_MAX)
-        self._grants: deque[dict[str, Any]] = deque(maxlen=KEPT_MAX)
+        self._entries: deque[Entry] = deque(maxlen=KEPT_MAX)
+        self._grants: deque[Entry] = deque(maxlen=KEPT_MAX)
         self._count = 0
         self.counters: dict[str, int] = {"starts": 0, "stops": 0, "evictions": 0, "grants": 0, "rejects": 0}
 
     def note(self, decision: Decision, serial: int) -> None:
-        entry = _told(decision)
-        self.counters[f"{entry['decision']}s"] += 1
-        if entry.get("reason") == StopReason.EVICTED:
+        self.counters[_COUNTERS[type(decision)]] += 1
+        if isinstance(decision, StopReplica) and decision.reason is StopReason.EVICTED:
             self.counters["evictions"] += 1
         self._count += 1
         kept = self._grants if isinstance(decision, Grant) else self._entries
-        kept.append({"serial": serial, "number": self._count, "at": round(time.time(), 3), **entry})
+        kept.append(Entry(serial, self._count, round(time.time(), 3), decision))
 
     def latest(self, limit: int, subject: str | None) -> list[dict[str, Any]]:
         """The last ones, newest first. `subject`: only those about this model, replica or request."""
         newest_first = merge(
-            reversed(self._entries), reversed(self._grants), key=lambda entry: entry["number"], reverse=True
+            reversed(self._entries), reversed(self._grants), key=lambda entry: entry.number, reverse=True
         )
-        found = (entry for entry in newest_first if subject is None or _is_about(entry, subject))
-        return list(islice(found, max(0, limit)))
+        found = (entry for entry in newest_first if subject is None or _is_about(entry.decision, subject))
+        return [entry.told() for entry in islice(found, max(0, limit))]
 
 
-def _is_about(entry: dict[str, Any], subject: str) -> bool:
+def _is_about(decision: Decision, subject: str) -> bool:
     """A model's decisions are those about its replicas, too: also the stop of another that makes way for one."""
-    way = entry.get("for", "")
-    named = (entry["model"], entry.get("replica"), entry.get("request"), way, way.rpartition("#")[0])
-    return subject in named or subject in entry.get("evicts", ())
+    if subject == decision.model:
+        return True
+    match decision:
+        case StartReplica():
+            return subject == decision.replica or subject in decision.evicts
+        case StopReplica():
+            way = decision.makes_way_for or ""
+            return subject in (decision.replica, way, way.rpartition("#")[0])
+        case Grant():
+            return subject in (decision.request, decision.replica)
+        case Reject():
+            return subject == decision.request
 
 
 def _told(decision: Decision) -> dict[str, Any]:

@@ -8,6 +8,7 @@ it, it is cancelled. A holder (but "") that is silent for SILENCE_S is gone, and
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,20 +39,20 @@ class LeaseBook:
         self._heard_ms: dict[HolderId, int] = {}
         self._released_early: dict[RequestId, int] = {}
 
-    async def ask(
+    def ask(
         self, model: ModelName, request: RequestId, holder: HolderId, priority: int | None, deadline_ms: int | None
-    ) -> Reply:
-        """Waits for the core's decision. `deadline_ms` is a duration from now."""
+    ) -> asyncio.Future[Reply]:
+        """The core's decision, some day; not to be cancelled. `deadline_ms` is a duration from now."""
         self.heard(holder)
         if request in self._released_early:
-            return rejection(RejectCode.CANCELLED, "this request was released before it arrived")
+            return said(rejection(RejectCode.CANCELLED, "this request was released before it arrived"))
         record = self._records.get(request)
         if record is None:
             record = LeaseRecord(holder, asyncio.get_running_loop().create_future())
             self._records[request] = record
             until_ms = None if deadline_ms is None else now_ms() + deadline_ms
             self._mailbox.put(RequestArrived(request, model, priority, until_ms, holder))
-        return await asyncio.shield(record.reply)
+        return record.reply
 
     def granted(self, request: RequestId, replica: ReplicaId, reply: Reply) -> None:
         record = self._records.get(request)
@@ -82,10 +83,12 @@ class LeaseBook:
 
     def adopt(self, request: RequestId, holder: HolderId, replica: ReplicaId, reply: Reply) -> None:
         """A lease that an allocator before this one has granted."""
-        record = LeaseRecord(holder, asyncio.get_running_loop().create_future(), replica)
-        _answer(record, reply)
-        self._records[request] = record
+        self._records[request] = LeaseRecord(holder, said(reply), replica)
         self.heard(holder)
+
+    def leases_by_replica(self) -> Counter[ReplicaId]:
+        """How many requests each replica serves."""
+        return Counter(record.replica for record in self._records.values() if record.replica is not None)
 
     def heard(self, holder: HolderId) -> None:
         if holder:
@@ -107,6 +110,13 @@ class LeaseBook:
         }
 
 
+def said(reply: Reply) -> asyncio.Future[Reply]:
+    """A reply that is known already."""
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    future.set_result(reply)
+    return future
+
+
 def rejection(code: RejectCode, message: str, retry_after_s: int | None = None) -> Reply:
     """What a client gets instead of a lease."""
     return {
@@ -120,9 +130,21 @@ def rejection(code: RejectCode, message: str, retry_after_s: int | None = None) 
 
 def refused(code: RejectCode, message: str) -> Reply:
     """What an operator gets instead of `ok`."""
-    reply = rejection(code, message)
-    del reply["granted"]
-    return {"error": reply}
+    return error_of(rejection(code, message))
+
+
+def error_of(reply: Reply) -> Reply:
+    """What a client would get instead of a lease, for an operator."""
+    return {"error": {key: value for key, value in reply.items() if key != "granted"}}
+
+
+def unknown_tier(tier: str, tiers: Mapping[str, int]) -> Reply:
+    message = f"there is no tier {tier!r}; known are: {', '.join(sorted(tiers)) or 'none'}"
+    return {"granted": False, "code": "unknown_tier", "status": 400, "message": message, "retry_after_s": None}
+
+
+def unknown_model(model: str) -> dict[str, Any]:
+    return refused(RejectCode.MODEL_NOT_FOUND, f"there is no model {model!r} in the catalog")
 
 
 def held_by_replica(heartbeats: Mapping[HolderId, Iterable[Iterable[str]]]) -> dict[str, dict[RequestId, HolderId]]:

@@ -81,7 +81,8 @@ class Measuring:
     def _on_host(self, inventory: NodeInventory, watched: Sequence[Watched]) -> AgentReport:
         available = available_memory_bytes()
         pids = self._attribution.engines(watched)
-        held = {replica: sum(map(held_bytes, ids)) for replica, ids in pids.items()}
+        elsewhere = {each.replica: each.held_elsewhere_bytes for each in watched}
+        held = {replica: sum(map(held_bytes, ids)) + elsewhere.get(replica, 0) for replica, ids in pids.items()}
         if inventory.simulated:
             return AgentReport(inventory, measured={replica: Measured({}, size) for replica, size in held.items()})
         ours = sum(held.values())
@@ -132,6 +133,9 @@ def _on_device(
     owners = {pid: replica for replica, ids in pids.items() for pid in ids}
     owners.update({pid: ReplicaId(seen.replica) for pid, seen in who.items() if seen and seen.replica in pids})
     told = _told(gpu, owners)
+    for each in watched:
+        if size := _elsewhere_bytes(each, device.index):
+            told[each.replica] = told.get(each.replica, 0) + size
     foreign = {pid: size for pid, size in gpu.held_bytes.items() if pid not in owners}
     reserved = {each.replica: each.device_bytes.get(device.index, 0) for each in watched if each.engine_pid}
     ours = sum(told.values())
@@ -168,3 +172,8 @@ def _hides(gpu: Gpu, who: Mapping[int, Who | None], owners: Mapping[int, Replica
 def _foreign(index: int, pid: int, size: int | None, seen: Who | None) -> ForeignProcess:
     seen = seen or Who()
     return ForeignProcess(index, pid, size, seen.name, seen.user, seen.replica)
+
+
+def _elsewhere_bytes(each: Watched, index: int) -> int:
+    """The device's part of that: nobody tells more than the sum, and each device's part is as what it has reserved."""
+    return each.held_elsewhere_bytes * each.device_bytes.get(index, 0) // max(1, sum(each.device_bytes.values()))

@@ -115,8 +115,14 @@ class Membership:
         """The nodes that lend and are alive, and have not reported."""
         return [node for node in self.nodes.values() if node.alive and node.lends and not node.joined]
 
-    def by_name(self, name: NodeName) -> KnownNode | None:
-        return next((node for node in self.nodes.values() if node.name == name and node.alive), None)
+    def alive(self) -> frozenset[str]:
+        """Ray's ids of the nodes that are alive."""
+        return frozenset(node_id for node_id, node in self.nodes.items() if node.alive)
+
+    def inventories(self, names: Iterable[NodeName]) -> list[NodeInventory]:
+        """What these nodes, which have joined, lend."""
+        lent = {node.name: node.inventory for node in self.nodes.values() if node.alive and node.inventory}
+        return [lent[name] for name in names]
 
     def ray_nodes(self) -> dict[NodeName, RayNode]:
         """The nodes that replicas may be placed on."""

@@ -21,10 +21,12 @@ from rayscheduler.cluster.drivers import gpus
 from rayscheduler.cluster.engine_starts import EngineStarts
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.measuring import Measuring
-from rayscheduler.cluster.reports import AgentReport, Watched
+from rayscheduler.cluster.reports import AgentReport, SizeAnswer, SizeQuestion, Watched
+from rayscheduler.cluster.sizing import size_up
 from rayscheduler.cluster.warm_workers import keep_one
 from rayscheduler.core.types import ReplicaId
-from rayscheduler.engines.orphans import marked_processes, sweep_orphans
+from rayscheduler.engines.containers import sweep
+from rayscheduler.engines.orphans import marked_processes, start_time
 
 REPORT_EVERY_S = 1.0
 WARM_EVERY_S = 5.0
@@ -48,7 +50,7 @@ class NodeAgent:
         self._deaths: Deaths[tuple[ReplicaId, str]] = Deaths(lambda key: self._spawn(self._died(key)))
         self._starts = EngineStarts(self._measuring.take, lambda: list(self._watched.values()))
         self._tasks: set[asyncio.Task[None]] = set()
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         self._spawn(self._report_forever())
         self._spawn(self._keep_warm())
 
@@ -56,16 +58,19 @@ class NodeAgent:
         """See to it that the next runner on this node finds a worker process."""
         await asyncio.to_thread(keep_one, self._raylet_address)
 
-    async def kill(self, replica: ReplicaId) -> None:
-        """End a runner that does not obey, with SIGKILL; its death is then reported like any other."""
-        for watched in list(self._watched.values()):
-            if watched.replica == replica:
-                with suppress(ProcessLookupError):
-                    os.kill(watched.runner_pid, signal.SIGKILL)
+    async def kill(self, runner_pid: int, runner_started: int) -> None:
+        """End a runner or follower that does not obey, with SIGKILL; its death is then reported like any other."""
+        with suppress(ProcessLookupError):
+            if start_time(runner_pid) == runner_started:
+                os.kill(runner_pid, signal.SIGKILL)
 
-    async def confirm_gone(self, replica: ReplicaId) -> bool:
-        """Whether no process of this replica's engines is left; what a dead runner left behind is ended."""
-        return await asyncio.to_thread(_is_gone, replica)
+    async def size_up(self, question: SizeQuestion) -> SizeAnswer:
+        """What a replica would take, by what the model's files on this node say."""
+        return await asyncio.to_thread(size_up, question)
+
+    async def confirm_gone(self, replica: ReplicaId, runner_pid: int, runner_started: int) -> bool:
+        """Whether this runner or follower is gone, and all of its engine; what it left behind is ended."""
+        return await asyncio.to_thread(_is_gone, replica, runner_pid, runner_started)
 
     async def take_turn(self, replica: ReplicaId, runner_pid: int, indices: Sequence[int]) -> bool:
         """Wait for the turn of an engine that profiles free memory to start on these devices; see start_turns.py."""
@@ -127,9 +132,9 @@ class NodeAgent:
         self._starts.now_watched(wanted)
 
     async def _died(self, key: tuple[ReplicaId, str]) -> None:
-        await asyncio.to_thread(sweep_orphans)
+        await asyncio.to_thread(sweep)
         if os.getppid() == self._raylet_pid:  # else the node dies, which is for Ray to say
-            await self._line.ask("runner_died", *key)
+            await self._line.ask("runner_died", *key, self._node_id)
 
     def _spawn(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -137,6 +142,8 @@ class NodeAgent:
         task.add_done_callback(self._tasks.discard)
 
 
-def _is_gone(replica: ReplicaId) -> bool:
-    sweep_orphans()
-    return not any(process.replica == replica for process in marked_processes())
+def _is_gone(replica: ReplicaId, runner_pid: int, runner_started: int) -> bool:
+    if start_time(runner_pid) == runner_started:
+        return False  # it might start an engine yet
+    sweep()
+    return not any(each.replica == replica and each.runner_pid == runner_pid for each in marked_processes())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rayscheduler.cluster.names import NODE_ID_LABEL, resource_name
-from rayscheduler.core.types import Backend, DeviceId, NodeName, Placement
+from rayscheduler.core.types import Backend, NodeName, Placement
 
 UNITS_PER_ONE = 10_000  # Ray counts resources in ten-thousandths
 MIB = 2**20
@@ -44,6 +44,16 @@ def bundles_of(placement: Placement, nodes: Mapping[NodeName, RayNode]) -> tuple
     return tuple(_bundle(name, nodes[name], placement) for name in placement.nodes)
 
 
+def bytes_on(placement: Placement, node: NodeName) -> dict[int, int]:
+    """What a placement takes of a node's devices: bytes by device index, in the placement's order."""
+    taken: dict[int, int] = {}
+    for device, size in zip(placement.devices, placement.device_bytes, strict=True):
+        owner, _, index = device.rpartition("/")
+        if owner == node:
+            taken[int(index)] = size
+    return taken
+
+
 def serve_options(bundles: Sequence[Bundle]) -> dict[str, object]:
     """The options of a Serve deployment whose one replica takes these bundles; its actor asks for nothing more."""
     return {
@@ -55,11 +65,7 @@ def serve_options(bundles: Sequence[Bundle]) -> dict[str, object]:
 
 def _bundle(name: NodeName, node: RayNode, placement: Placement) -> Bundle:
     kind = "cpu" if node.backend is Backend.CPU else "gpu"
-    charged: dict[str, int] = {}
-    for device, size in zip(placement.devices, placement.device_bytes, strict=True):
-        owner, index = _split(device)
-        if owner == name:
-            charged[resource_name(kind, index)] = size
+    charged = {resource_name(kind, index): size for index, size in bytes_on(placement, name).items()}
     if node.device_is_host_memory and placement.host_bytes:
         # The ledger charges host memory to the device that is the host's memory; so does the bundle.
         lent = resource_name(kind, 0)
@@ -70,8 +76,3 @@ def _bundle(name: NodeName, node: RayNode, placement: Placement) -> Bundle:
     resources = {resource: amount for resource, amount in resources.items() if amount > 0}
     # Ray takes no empty bundle. Every node has 1 of the resource named after its address.
     return Bundle(node.node_id, resources or {f"node:{node.address}": 1 / UNITS_PER_ONE})
-
-
-def _split(device: DeviceId) -> tuple[str, int]:
-    owner, _, index = device.rpartition("/")
-    return owner, int(index)

@@ -1,13 +1,16 @@
-"""Is a port free here, and if not, who has it: asked before anything is started."""
+"""Is a port free here, and if not, who has it? Does somebody listen at an endpoint?"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 
 import psutil
 
 from rayscheduler.errors import RayschedulerError
+
+CONNECT_WITHIN_S = 2.0
 
 
 class PortInUse(RayschedulerError):
@@ -43,3 +46,15 @@ def _holder(port: int) -> str | None:
     except psutil.Error:
         pass  # macOS tells only root
     return None
+
+
+async def accepts(endpoint: str) -> bool:
+    """Whether something listens at `http://host:port`."""
+    host, _, port = endpoint.removeprefix("http://").rpartition(":")
+    try:
+        connecting = asyncio.open_connection(host.strip("[]"), int(port))
+        _, writer = await asyncio.wait_for(connecting, CONNECT_WITHIN_S)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True

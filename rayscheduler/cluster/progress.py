@@ -16,6 +16,10 @@ class Progress:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
+    async def next(self) -> None:
+        """Returns when the scheduler has handled all that is in its mailbox now."""
+        await self._moved.wait()
+
     async def past(self, serial: int, timeout_s: float) -> bool:
         """Whether more than `serial` events have been handled; waits for it up to `timeout_s`."""
         deadline_s = time.monotonic() + timeout_s

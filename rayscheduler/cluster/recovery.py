@@ -46,7 +46,7 @@ class Recovery:
         self.reports[report.launch.replica] = report
 
     def died(self, replica: ReplicaId, incarnation: str) -> None:
-        """The agent of its node has seen the end of a runner; Serve may bring up another in its place."""
+        """An agent has seen the end of a runner or of a follower of it; Serve may bring up another in its place."""
         report = self.reports.get(replica)
         if report is None or report.incarnation == incarnation:
             self.reports.pop(replica, None)
@@ -75,9 +75,11 @@ class Recovery:
         return [_found(report, held.get(report.launch.replica, {})) for report in reports]
 
     def _lives(self, report: RunnerReport, membership: Membership) -> bool:
-        node = membership.nodes.get(report.node_id)
-        here = node is not None and node.joined and node.name in report.launch.placement.nodes
-        return here and report.state in ALIVE
+        """All of it: it runs, and each node of its placement is there, under the same name."""
+        joined = {node.node_id: node.name for node in membership.nodes.values() if node.joined}
+        names = report.launch.placement.nodes
+        homes = [joined.get(part.node_id) for part in report.parts]  # without followers that are not there yet
+        return report.state in ALIVE and set(names) <= set(joined.values()) and homes == list(names[: len(homes)])
 
 
 def _found(report: RunnerReport, leases: dict[RequestId, HolderId]) -> ReplicaFound:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rayscheduler.cluster.inventory import NodeInventory
-from rayscheduler.core.types import ModelName, NodeName, Placement, ReplicaId, Word
+from rayscheduler.core.types import ModelName, Placement, ReplicaId, Word
 from rayscheduler.engines.protocol import EngineRequest
 
 
@@ -35,7 +35,12 @@ class Verdict(Word):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Everything that a runner needs to serve one replica."""
+    """Everything that a runner needs to serve one replica.
+
+    `request`: for the engine on the first node of the placement, which serves. `follower_requests`: for the
+    engines on the further nodes, in their order. `memory_key`: under it is kept what it takes (learned.py);
+    empty: nothing is.
+    """
 
     replica: ReplicaId
     model: ModelName
@@ -43,14 +48,28 @@ class Launch:
     engine: str
     request: EngineRequest
     stop_grace_s: float
+    follower_requests: tuple[EngineRequest, ...] = ()
+    memory_key: str = ""
 
-    def device_bytes_on(self, node: NodeName) -> dict[int, int]:
-        """What it has reserved on a node, bytes by device index."""
-        place = self.placement
-        owned = (
-            (device.rpartition("/"), size) for device, size in zip(place.devices, place.device_bytes, strict=True)
-        )
-        return {int(index): size for (owner, _, index), size in owned if owner == node}
+    @property
+    def actor_options(self) -> dict[str, object]:
+        """What its actors ask Ray for beside their bundle: no CPU, and the environment that Ray makes for them.
+        (An empty one would cost each start the worker that was prepared for it.)"""
+        wanted = dict(self.request.runtime_env)
+        return {"num_cpus": 0, "runtime_env": wanted} if wanted else {"num_cpus": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a replica has on one node: its runner, or a follower of that, and the engine's main process, if any.
+
+    `runner_started`: with its pid this names a process that no other can be (engines/orphans.py).
+    """
+
+    node_id: str
+    runner_pid: int
+    runner_started: int
+    engine_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +77,8 @@ class RunnerReport:
     """A runner, in full: a new allocator can adopt the replica from it.
 
     `incarnation`: differs for each process that Serve starts for the same replica. `detail`: why it
-    FAILED or CRASHED, with the end of the engine's log.
+    FAILED or CRASHED, with the end of the engine's log. `held_elsewhere_bytes`: what a process that is not
+    the engine's, such as a daemon that hosts several models, holds for it.
     """
 
     launch: Launch
@@ -71,17 +91,30 @@ class RunnerReport:
     api_key: str = ""
     load_ms: int = 0
     detail: str = ""
+    runner_started: int = 0
+    followers: tuple[Part, ...] = ()
+    held_elsewhere_bytes: int = 0
+
+    @property
+    def own_part(self) -> Part:
+        return Part(self.node_id, self.runner_pid, self.runner_started, self.engine_pid)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """On all its nodes, in the order of the placement's."""
+        return (self.own_part, *self.followers)
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A runner whose death the agent of its node reports, and whose engine it measures."""
+    """A runner or follower whose death the agent of its node reports, and whose engine it measures."""
 
     replica: ReplicaId
     incarnation: str
     runner_pid: int
     engine_pid: int
     device_bytes: Mapping[int, int]  # what it has reserved on this node, by device index
+    held_elsewhere_bytes: int = 0  # on all of these, by a process that is not the engine's
     profiling: bool = False  # its engine is loading, and profiles free memory meanwhile
 
 
@@ -136,3 +169,37 @@ class AgentReport:
     readings: tuple[DeviceReading, ...] = ()
     measured: Mapping[ReplicaId, Measured] = field(default_factory=dict)
     foreign: tuple[ForeignProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SizeQuestion:
+    """What would a replica take, for each of these device counts? `on_host`: of a node that lends its RAM."""
+
+    engine: str
+    request: EngineRequest
+    counts: tuple[int, ...]
+    on_host: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEstimate:
+    """What a model's files say that it takes on each device, on the one that takes most, and of what that consists.
+
+    `certain_bytes`: what it will take sooner or later though a process may not have touched it yet; 0 on devices
+    that commit memory when it is asked for.
+    """
+
+    each_bytes: int
+    parts_bytes: Mapping[str, int] = field(default_factory=dict)
+    certain_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SizeAnswer:
+    """By device count. `digest`: of the model's files. `version`: of the engine there, "" if nobody knows.
+    `problem`: why there is no estimate; then the rest is empty."""
+
+    digest: str = ""
+    version: str = ""
+    estimates: Mapping[int, DeviceEstimate] = field(default_factory=dict)
+    problem: str = ""

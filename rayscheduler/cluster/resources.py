@@ -152,8 +152,8 @@ def _lent_mib(lend_bytes: int, total_bytes: int, of_what: str) -> int:
 
 def _gpu(gpu: Gpu, lent_mib: int) -> LentDevice:
     slice, capability = bool(gpu.slice_of), gpu.compute_capability
-    return LentDevice(gpu.index, lent_mib, gpu.uuid, device_type(gpu.name), slice, capability)
+    return LentDevice(gpu.index, lent_mib, gpu.uuid, device_type(gpu.name), gpu.total_bytes // MIB, slice, capability)
 
 
 def _cpu(lent_mib: int) -> LentDevice:
-    return LentDevice(0, lent_mib, type=os.uname().machine)
+    return LentDevice(0, lent_mib, type=os.uname().machine, whole_mib=int(psutil.virtual_memory().total) // MIB)

@@ -1,21 +1,23 @@
 """The runners: what each has reported, and how much of its exit is confirmed.
 
     reported:  nothing ─► ANNOUNCED ─► (QUEUED) ─► LOADING ─► RUNNING      (reports.RunnerState)
-    exit:      the engine is gone (its runner says so, or the agent of its node)
+    exit:      the engine is gone (its runner says so, or the agent of each of its nodes, or the node is dead)
                and its placement group is gone (the executor says so)     = ReplicaStopped
 
 Rules of this file: it belongs to the allocator's loop and does no I/O. Of a replica, the first incarnation
-that announces itself counts; news of a failure goes to the core exactly once.
+that announces itself counts; news of a failure goes to the core exactly once. A replica over several nodes
+is gone when nothing of it is left on any of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
-from rayscheduler.cluster.reports import Launch, Measured, RunnerReport, RunnerState, Verdict, Watched
+from rayscheduler.cluster.placement_groups import bytes_on
+from rayscheduler.cluster.reports import Launch, Measured, Part, RunnerReport, RunnerState, Verdict, Watched
 from rayscheduler.core.events import FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
 from rayscheduler.core.types import DeviceId, NodeName, ReplicaId
 from rayscheduler.engines import by_name
@@ -27,7 +29,8 @@ LATE_S = 30.0  # after its load timeout, or its stop's grace, a runner is taken 
 
 @dataclass
 class RunnerRecord:
-    """`leaving`: the core wants it gone, or knows that it is. `failed`: the core was told of a failure."""
+    """`leaving`: the core wants it gone, or knows that it is. `failed`: the core was told of a failure.
+    `gone_on`: the nodes (Ray's ids) on which nothing of it is left. `measured`: what it holds, by node."""
 
     launch: Launch
     since_ms: int
@@ -36,6 +39,7 @@ class RunnerRecord:
     failed: bool = False
     engine_gone: bool = False
     group_gone: bool = False
+    gone_on: set[str] = field(default_factory=set)
     measured: dict[NodeName, Measured] = field(default_factory=dict)
     away: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -78,15 +82,11 @@ class Roster:
     def stop(self, replica: ReplicaId) -> None:
         """The core wants it gone, or knows that it is: a runner that is there is told."""
         record = self.records.get(replica)
-        if record is not None:
-            self._send_away(record)
-
-    def node_gone(self, replica: ReplicaId) -> None:
-        """Nothing of it is left where it ran."""
-        record = self.records.get(replica)
-        if record is not None:
-            self._send_away(record)
-            self._gone(record)
+        if record is None:
+            return
+        self._send_away(record)
+        if record.report is None:
+            self._gone(record)  # no engine is started before its runner has announced itself
 
     # -- what runners, agents and the executor say ------------------------------------------------
 
@@ -119,11 +119,24 @@ class Roster:
             await record.away.wait()
         return Verdict.STAND_DOWN
 
-    def died(self, replica: ReplicaId, incarnation: str) -> None:
-        """Its runner is dead and everything that it started is gone."""
+    def died(self, replica: ReplicaId, incarnation: str, node_id: str) -> None:
+        """Its runner on this node, or its follower there, is dead and everything that it started is gone."""
         record = self.records.get(replica)
         if record is not None and record.report is not None and record.report.incarnation == incarnation:
-            self._failed(record, FailureKind.CRASH, "the process of its runner ended")
+            self._part_gone(record, record.report, node_id)
+
+    def only_alive(self, node_ids: Container[str]) -> None:
+        """Nothing is left on other nodes than these. The core hears of their loss first, and then wants
+        everything gone that had a part there."""
+        for record in list(self.records.values()):
+            report = record.report
+            if report is None:
+                continue
+            lost = [part.node_id for part in report.parts if part.node_id not in node_ids]
+            for node_id in lost:
+                if node_id not in record.gone_on:
+                    self._send_away(record)
+                    self._part_gone(record, report, node_id)
 
     def group_gone(self, replica: ReplicaId) -> None:
         """Its placement group is gone, and with it its runner."""
@@ -165,11 +178,13 @@ class Roster:
         return [replica for replica, record in self.records.items() if _is_hung(record)]
 
     def watched(self, node_id: str) -> list[Watched]:
-        """The runners that the agent of a node has to watch."""
+        """The runners and followers that the agent of a node has to watch."""
         return [
-            _watched(record, record.report)
+            _watched(record.report, part, record.launch.placement.nodes[rank])
             for record in self.records.values()
-            if record.report is not None and record.report.node_id == node_id and not record.engine_gone
+            if record.report is not None and not record.engine_gone and node_id not in record.gone_on
+            for rank, part in enumerate(record.report.parts)
+            if part.node_id == node_id
         ]
 
     # -- how ends are told ------------------------------------------------------------------------
@@ -186,6 +201,13 @@ class Roster:
             self._failed(record, FailureKind.CRASH, report.detail)
         elif report.state is RunnerState.STOPPED:
             self._gone(record)
+
+    def _part_gone(self, record: RunnerRecord, report: RunnerReport, node_id: str) -> None:
+        record.gone_on.add(node_id)
+        if all(part.node_id in record.gone_on for part in report.parts):
+            self._failed(record, FailureKind.CRASH, "the process of its runner ended")
+        elif node_id == report.node_id:
+            self._suspect(record.launch.replica)  # its followers have nobody else who ends them
 
     def _failed(self, record: RunnerRecord, kind: FailureKind, detail: str) -> None:
         """It is gone. If the core did not send it away, that is a failure."""
@@ -224,14 +246,15 @@ def _is_hung(record: RunnerRecord) -> bool:
     return loading and now > record.since_ms + launch.request.load_timeout_ms + (ANNOUNCE_WITHIN_S + LATE_S) * 1000
 
 
-def _watched(record: RunnerRecord, report: RunnerReport) -> Watched:
+def _watched(report: RunnerReport, part: Part, node: NodeName) -> Watched:
     launch = report.launch
     loads = report.state is RunnerState.LOADING and bool(launch.request.visible_devices)
     return Watched(
-        replica=report.launch.replica,
+        replica=launch.replica,
         incarnation=report.incarnation,
-        runner_pid=report.runner_pid,
-        engine_pid=report.engine_pid,
-        device_bytes=launch.device_bytes_on(launch.placement.nodes[0]),
+        runner_pid=part.runner_pid,
+        engine_pid=part.engine_pid,
+        device_bytes=bytes_on(launch.placement, node),
+        held_elsewhere_bytes=report.held_elsewhere_bytes if part.node_id == report.node_id else 0,
         profiling=loads and by_name(launch.engine).profiles_memory,
     )

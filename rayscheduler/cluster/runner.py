@@ -1,4 +1,5 @@
-"""The runner: the Serve deployment that hosts one replica's engine, in its own placement group.
+"""The runner: the Serve deployment that hosts one replica's engine, in its own placement group. Over several
+nodes it is in the first bundle, hosts the engine that leads, and has a follower in each further one.
 
     ANNOUNCED ──GO──► (QUEUED) ──► LOADING ──ready──► RUNNING ──the engine ended unasked──► CRASHED
                          └─────no room─────┴─────not ready─────► FAILED       any ──stop──► STOPPED
@@ -8,7 +9,8 @@ the devices is free.
 
 Rules of this file: no engine is started before the allocator says GO to this incarnation, so a runner that
 Serve restarts in place stands down. A state is reported only when it is true: STOPPED, FAILED and CRASHED
-mean that every process of the engine is gone and its memory is back. Requests do not come through here.
+mean that every process of the engine is gone, on all nodes that live, and its memory is back. Requests do not
+come through here.
 """
 
 from __future__ import annotations
@@ -20,18 +22,17 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import ray
 
-from rayscheduler.cluster.agent_line import AgentLine
 from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
+from rayscheduler.cluster.engine_host import EngineHost, end_in_words
+from rayscheduler.cluster.followers import Followers
+from rayscheduler.cluster.placement_groups import bytes_on
 from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict
-from rayscheduler.engines import by_name
-from rayscheduler.engines.process import EngineProcess, log_file_name
+from rayscheduler.engines.orphans import start_time
+from rayscheduler.engines.process import EngineProcess
 from rayscheduler.errors import EngineError
-
-LOG_LINES = 20
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ class Runner:
         context = ray.get_runtime_context()
         self._launch = launch
         self._line = AllocatorLine()
-        self._engine: EngineProcess | None = None
+        self._followers = Followers(launch)
         self._starting: asyncio.Future[EngineProcess] | None = None
-        self._queueing: asyncio.Future[None] | None = None
+        self._queueing: asyncio.Future[tuple[None, None]] | None = None
         self._leaving = False
         self._report = RunnerReport(
             launch=launch,
@@ -53,8 +54,10 @@ class Runner:
             state=RunnerState.ANNOUNCED,
             node_id=context.get_node_id(),
             runner_pid=os.getpid(),
+            runner_started=start_time(os.getpid()),
         )
-        self._agent = AgentLine(self._report.node_id, launch.replica)
+        first, *_ = launch.placement.nodes
+        self._host = EngineHost(launch.replica, launch.engine, bytes_on(launch.placement, first))
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     async def __del__(self) -> None:
@@ -82,64 +85,79 @@ class Runner:
     async def _serve(self) -> None:
         """The engine's life, from its start to the end that nobody asked for."""
         try:
+            await self._gather()
             if self._launch.request.visible_devices and not await self._wait_for_devices():
                 return
             started_s = time.monotonic()
-            self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_engine))
-            self._engine = await self._starting
-            self._report = replace(self._report, engine_pid=self._engine.pid)
+            self._starting = asyncio.ensure_future(self._start_engines())
+            engine = await self._starting
+            self._report = replace(self._report, engine_pid=engine.pid, followers=self._followers.parts)
             await self._say(RunnerState.LOADING)
-            await self._engine.wait_ready(self._launch.request.load_timeout_ms / 1000)
+            await self._followers.beside(engine.wait_ready(self._launch.request.load_timeout_ms / 1000))
         except EngineError as problem:
-            if not self._leaving:
-                await self._leave()
-                await self._say(RunnerState.FAILED, str(problem))
+            await self._ended(RunnerState.FAILED, str(problem))
             return
         self._report = replace(
             self._report,
-            endpoint=self._engine.endpoint,
-            api_key=self._engine.api_key,
+            endpoint=engine.endpoint,
+            api_key=engine.api_key,
             load_ms=round((time.monotonic() - started_s) * 1000),
+            held_elsewhere_bytes=await engine.held_elsewhere_bytes(),
         )
         if not self._leaving:
             await self._say(RunnerState.RUNNING)
-        await self._end_turn()
-        ended = await self._engine.wait_exit()
-        if not self._leaving:
-            told = f"the engine {ended.words}\n{self._engine.log_tail(LOG_LINES)}"
-            await self._say(RunnerState.CRASHED, told.strip())
+        await self._end_turns()
+        try:
+            told = "the engine " + await self._followers.beside(end_in_words(engine))
+        except EngineError as problem:
+            told = str(problem)
+        await self._ended(RunnerState.CRASHED, told)
+
+    async def _gather(self) -> None:
+        """Have a follower on each further node. EngineError: one does not come up, or none is wanted any more."""
+        await self._followers.gather()
+        if self._followers.parts:
+            # Before anything is started on a node, the allocator knows who would have to be ended there.
+            self._report = replace(self._report, followers=self._followers.parts)
+            if await self._say(RunnerState.ANNOUNCED) != Verdict.GO or self._leaving:
+                raise EngineError("it is not wanted any more")
 
     async def _wait_for_devices(self) -> bool:
-        """Whether the engine may start now; False: it is not to start any more. EngineError: there is no room."""
+        """Whether the engines may start now; False: they are not to start any more. EngineError: there is no room."""
         await self._say(RunnerState.QUEUED)
         if self._leaving:
             return False
-        self._queueing = asyncio.ensure_future(self._queue())
+        waits = (self._host.wait_for_devices(), self._followers.wait_for_devices())
+        self._queueing = asyncio.ensure_future(asyncio.gather(*waits))
         await asyncio.wait({self._queueing})  # `_leave` may cancel it
         if self._queueing.cancelled() or self._leaving:
             return False
         self._queueing.result()
         return True
 
-    async def _queue(self) -> None:
-        needed = self._launch.device_bytes_on(self._launch.placement.nodes[0])
-        if self._profiles:
-            await self._agent.take_turn(os.getpid(), sorted(needed))
-        await self._agent.await_room(needed)
+    async def _end_turns(self) -> None:
+        if self._queueing is not None:
+            await asyncio.gather(self._host.end_turn(), self._followers.end_turns())
 
-    async def _end_turn(self) -> None:
-        if self._profiles and self._queueing is not None:
-            await self._agent.end_turn()
+    async def _start_engines(self) -> EngineProcess:
+        """Start the engine of each node; the one that leads. EngineError: not all can be started."""
+        request = self._followers.meeting(self._launch.request)
+        leading = self._host.start(request)
+        started, followed = await asyncio.gather(leading, self._followers.start(), return_exceptions=True)
+        if isinstance(started, BaseException):
+            raise started
+        if followed is not None:
+            raise followed
+        return started
 
-    @property
-    def _profiles(self) -> bool:
-        return by_name(self._launch.engine).profiles_memory
-
-    def _start_engine(self) -> EngineProcess:
-        launch = self._launch
-        engine = by_name(launch.engine)
-        engine.check(launch.request)
-        return EngineProcess.start(engine, launch.request, ray.util.get_node_ip_address(), _log_path(launch.replica))
+    async def _ended(self, state: RunnerState, detail: str) -> None:
+        """An engine of it ended unasked: end the others, and say so. That a node was lost is said by Ray, and
+        has the allocator order this runner away."""
+        if self._leaving:
+            return
+        await self._leave()
+        if not self._followers.node_lost:
+            await self._say(state, detail)
 
     async def _until_ordered_away(self) -> None:
         """Returns when the allocator, or the one that came after it, wants this replica to end."""
@@ -153,27 +171,17 @@ class Runner:
             if order == Verdict.STAND_DOWN:
                 return
 
-    async def _say(self, state: RunnerState, detail: str = "") -> None:
+    async def _say(self, state: RunnerState, detail: str = "") -> Verdict:
         self._report = replace(self._report, state=state, detail=detail)
-        await self._line.ask("runner_reports", self._report)
+        return Verdict(await self._line.ask("runner_reports", self._report))
 
     async def _leave(self) -> None:
-        """End the engine, if there is one; returns when it is gone and its memory is back."""
+        """End its engines, if there are any; returns when they are gone and their memory is back."""
         self._leaving = True
         if self._queueing is not None:
             self._queueing.cancel()
         if self._starting is not None:
             with suppress(EngineError):
-                self._engine = await asyncio.shield(self._starting)
-        if self._engine is not None:
-            pids = self._engine.pids()
-            await self._engine.stop(self._launch.stop_grace_s)
-            if self._launch.request.visible_devices:
-                await self._agent.memory_back(pids)
-        await self._end_turn()
-
-
-def _log_path(replica: str) -> Path:
-    """Among Ray's own logs of this session, so that the dashboard shows it."""
-    node = ray._private.worker._global_node
-    return Path(node.get_logs_dir_path()) / "rayscheduler" / log_file_name(replica)
+                await asyncio.shield(self._starting)
+        grace_s = self._launch.stop_grace_s
+        await asyncio.gather(self._followers.stop(grace_s), self._host.end(grace_s))

@@ -9,11 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from rayscheduler.cluster.catalog import Catalog
+from rayscheduler.cluster.figure_book import REFUSED_CODE, FigureBook
 from rayscheduler.cluster.membership import KnownNode, Membership
 from rayscheduler.cluster.reports import ForeignProcess
-from rayscheduler.cluster.roster import Roster
+from rayscheduler.cluster.roster import Roster, RunnerRecord
 from rayscheduler.core.lifecycle import State
-from rayscheduler.core.types import ModelSnapshot, NodeSnapshot, ReplicaSnapshot, Snapshot
+from rayscheduler.core.types import (
+    Model,
+    ModelName,
+    ModelSnapshot,
+    NodeSnapshot,
+    ReplicaSnapshot,
+    Requirement,
+    Snapshot,
+)
 
 Json = dict[str, Any]
 
@@ -21,7 +30,9 @@ MEND = 'it lends nothing; restart it with: ray start --address={address} --resou
 _COMING = (State.PENDING, State.STARTING)
 
 
-def status_of(snapshot: Snapshot, membership: Membership, roster: Roster, catalog: Catalog, head: Json) -> Json:
+def status_of(
+    snapshot: Snapshot, membership: Membership, roster: Roster, catalog: Catalog, figures: FigureBook, head: Json
+) -> Json:
     """All of it. `head`: what the allocator says of itself, first keys of the answer."""
     by_model: dict[str, list[ReplicaSnapshot]] = {}
     for replica in snapshot.replicas:
@@ -30,9 +41,7 @@ def status_of(snapshot: Snapshot, membership: Membership, roster: Roster, catalo
         **head,
         "nodes": _nodes(snapshot, membership, str(head["address"])),
         "replicas": [_replica(replica, roster, snapshot.now_ms) for replica in snapshot.replicas],
-        "models": [
-            _model(model, by_model.get(model.model.name, []), catalog, snapshot.now_ms) for model in snapshot.models
-        ],
+        "models": _models(snapshot, by_model, catalog, figures),
         "queue": [
             {
                 "request": waiting.request,
@@ -138,10 +147,51 @@ def _replica(replica: ReplicaSnapshot, roster: Roster, now_ms: int) -> Json:
         "runner": str(report.state) if report else None,
         "runner_pid": report.runner_pid if report else None,
         "engine_pid": (report.engine_pid or None) if report else None,
+        "parts": _parts(record),
         "load_ms": (report.load_ms or None) if report else None,
         "makes_way_for": replica.makes_way_for,
         "waits_for": list(replica.waits_for),
     }
+
+
+def _parts(record: RunnerRecord | None) -> list[Json]:
+    """What runs of a replica on each of its nodes, the one that serves first; [] before its runner was heard."""
+    if record is None or record.report is None:
+        return []
+    return [
+        {
+            "node": node,
+            "runner_pid": part.runner_pid,
+            "engine_pid": part.engine_pid or None,
+            "measured_bytes": record.measured[node].all_bytes if node in record.measured else None,
+        }
+        for node, part in zip(record.launch.placement.nodes, record.report.parts, strict=False)
+    ]
+
+
+def _models(
+    snapshot: Snapshot, by_model: dict[str, list[ReplicaSnapshot]], catalog: Catalog, figures: FigureBook
+) -> list[Json]:
+    """Those that the core has, and those of the catalog that it has not (yet): nobody knows what they take."""
+    told = [_model(model, by_model.get(model.model.name, []), catalog, snapshot.now_ms) for model in snapshot.models]
+    unknown = {entry.name for entry in catalog} - {model["name"] for model in told}
+    for name in unknown:
+        model = Model(ModelName(name), Requirement(bytes_by_count={}))
+        told.append(_model(ModelSnapshot(model, False, 0, None, 0, ""), [], catalog, snapshot.now_ms))
+    for model_told in told:
+        name = model_told["name"]
+        problem = figures.problem(name)
+        model_told["memory"] = figures.status(name)
+        if problem is not None:
+            model_told["last_error"] = problem["message"]
+        if name in unknown:
+            model_told["state"] = "sizing" if problem is None else _unknown_state(problem["code"])
+    return sorted(told, key=lambda each: each["name"])
+
+
+def _unknown_state(code: str) -> str:
+    """`refused`: what its entry says cannot be true. `unsized`: nobody can say what it takes."""
+    return "refused" if code == REFUSED_CODE else "unsized"
 
 
 def _model(model: ModelSnapshot, replicas: list[ReplicaSnapshot], catalog: Catalog, now_ms: int) -> Json:

@@ -13,6 +13,7 @@ from ray.experimental import internal_kv
 from rayscheduler.cluster.names import KV_NAMESPACE
 
 _CONFIG, _PINS, _SERIAL = b"config", b"pins", b"serial:"
+_SIZE, _LEARNED = b"size:", b"learned:"
 
 
 class Store:
@@ -36,13 +37,27 @@ class Store:
         _put(_SERIAL + model.encode(), str(serial))
 
     def serials(self) -> dict[str, int]:
-        keys = internal_kv._internal_kv_list(_SERIAL, namespace=KV_NAMESPACE)
-        return {key[len(_SERIAL) :].decode(): int(_get(key) or "0") for key in keys}
+        return {model: int(serial or "0") for model, serial in _all(_SERIAL).items()}
+
+    def write_size(self, model: str, told: str) -> None:
+        """What a model's files say that it takes: a model that runs must not be unknown after a restart."""
+        _put(_SIZE + model.encode(), told)
+
+    def sizes(self) -> dict[str, str]:
+        return _all(_SIZE)
+
+    def write_learned(self, key: str, told: str) -> None:
+        """What a run has taken, under its `memory_key`."""
+        _put(_LEARNED + key.encode(), told)
+
+    def learned(self) -> dict[str, str]:
+        return _all(_LEARNED)
 
     def clear(self) -> None:
-        """Forget everything: the service is taken down."""
+        """The service is taken down: forget it. What was learned of models is true of the next one, too."""
         for key in internal_kv._internal_kv_list(b"", namespace=KV_NAMESPACE):
-            internal_kv._internal_kv_del(key, namespace=KV_NAMESPACE)
+            if not key.startswith(_LEARNED):
+                internal_kv._internal_kv_del(key, namespace=KV_NAMESPACE)
 
 
 def _put(key: bytes, value: str) -> None:
@@ -52,3 +67,8 @@ def _put(key: bytes, value: str) -> None:
 def _get(key: bytes) -> str | None:
     value = internal_kv._internal_kv_get(key, namespace=KV_NAMESPACE)
     return None if value is None else value.decode()
+
+
+def _all(prefix: bytes) -> dict[str, str]:
+    keys = internal_kv._internal_kv_list(prefix, namespace=KV_NAMESPACE)
+    return {key[len(prefix) :].decode(): _get(key) or "" for key in keys}

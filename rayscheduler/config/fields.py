@@ -8,6 +8,7 @@ value takes a form that reads back as itself. Null is no value: a key is left ou
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
@@ -139,6 +140,40 @@ def _size(value: object) -> int:
     return units.size_bytes(value)
 
 
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """`{min: 20GiB, max: 60GiB}`: at least so many bytes, and what is free up to so many."""
+
+    min: int
+    max: int
+
+
+def _size_or_range(value: object) -> int | SizeRange:
+    if isinstance(value, SizeRange):
+        return value
+    if not isinstance(value, dict):
+        return units.size_bytes(value)
+    sizes: dict[str, int] = {}
+    for key, written in value.items():
+        if key not in ("min", "max"):
+            raise Wrong(f"the key {shown(key)} is unknown", one_of_these(str(key), ("min", "max"), "keys here"), (key,))
+        try:
+            sizes[key] = units.size_bytes(written)
+        except Wrong as wrong:
+            raise Wrong(wrong.what, wrong.fix, (key,)) from None
+    for key, example in (("min", "20GiB"), ("max", "60GiB")):
+        if key not in sizes:
+            raise Wrong(f"the key {key!r} is missing", f"add for example {key}: {example}")
+    if sizes["max"] < sizes["min"]:
+        what = f"max {units.size_text(sizes['max'])} is less than min {units.size_text(sizes['min'])}"
+        raise Wrong(what, f"write max: {units.size_text(sizes['min'])} or more", ("max",))
+    return SizeRange(sizes["min"], sizes["max"])
+
+
+def _range_written(size: int | SizeRange | None) -> int | dict[str, int] | None:
+    return {"min": size.min, "max": size.max} if isinstance(size, SizeRange) else size
+
+
 def _flag_or_size(value: object) -> bool | int:
     try:
         return flag(value)
@@ -198,6 +233,24 @@ ModelText = Annotated[str, BeforeValidator(model_name), Drawn({"type": "string",
 Flag = Annotated[bool, BeforeValidator(flag)]
 Size = Annotated[int, BeforeValidator(_size), Drawn(SIZE_SCHEMA)]
 SizeOrZero = Annotated[int, BeforeValidator(_size_or_zero), Drawn({**SIZE_SCHEMA, "exclusiveMinimum": -1})]
+SizeOrRange = Annotated[
+    "int | SizeRange",
+    BeforeValidator(_size_or_range),
+    PlainSerializer(_range_written, when_used="json"),
+    Drawn(
+        {
+            "anyOf": [
+                SIZE_SCHEMA,
+                {
+                    "type": "object",
+                    "properties": {"min": SIZE_SCHEMA, "max": SIZE_SCHEMA},
+                    "required": ["min", "max"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
 FlagOrSize = Annotated[
     "bool | int",
     BeforeValidator(_flag_or_size),

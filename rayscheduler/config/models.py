@@ -7,7 +7,7 @@ between them is checked by `check_catalog`. `to_model` and `settings` only renam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
@@ -29,13 +29,15 @@ from rayscheduler.config.fields import (
     Rate,
     Section,
     Size,
+    SizeOrRange,
     SizeOrZero,
+    SizeRange,
     Text,
     word,
     word_schema,
 )
-from rayscheduler.config.values import Path, Wrong, one_of_these, shown
-from rayscheduler.config.yaml_lines import Document
+from rayscheduler.config.places import ContainerSection, PythonFolder, RuntimeEnv, check_one_place
+from rayscheduler.config.values import Wrong, shown
 from rayscheduler.core.types import (
     Backend,
     DeviceId,
@@ -57,7 +59,11 @@ LOAD_MS = 1000
 class EngineName(str, Enum):
     """What can serve a model."""
 
+    VLLM = "vllm"
+    SGLANG = "sglang"
     LLAMA_CPP = "llama-cpp"
+    TRANSFORMERS = "transformers"
+    OLLAMA = "ollama"
     COMMAND = "command"
     SIMULATED = "simulated"
 
@@ -235,12 +241,20 @@ class ModelSection(Section):
     aliases: list[ModelText] = Field(default_factory=list)
     """Other names that requests may use."""
 
-    memory: Size | None = Field(default=None, examples=["60GiB"])
-    """For one replica, shared equally by the devices it takes."""
+    memory: SizeOrRange | None = Field(default=None, examples=["60GiB"])
+    """For one replica, shared equally by the devices it takes. {min, max}: it gets what is free between the two."""
     memory_per_device: dict[DeviceCount, Size] | None = Field(default=None, examples=["{1: 60GiB, 2: 33GiB}"])
     """Instead of `memory`: bytes on each device, by device count."""
+    trust: Flag = False
+    """Believe what is said here of memory, whatever the model's file says and a run has shown."""
     gpus: list[DeviceCount] | None = Field(default=None, examples=["[1, 2, 4, 8]"])
     """Device counts it may take; if left out 1, 2, 4 and 8, or those of `memory_per_device`. [0]: host only."""
+    pipeline: Count = 1
+    """Stages that the layers are dealt to, each with an equal share of the devices; for vllm and sglang."""
+    kv_cache: Size | None = None
+    """Of `memory`, the KV cache on each device: for vllm and sglang, where the model's files are not there to tell."""
+    kv_type: Text | None = None
+    """What the KV cache is stored as, for example fp8; the model's own type if left out."""
     across_nodes: Flag = False
     """May one replica take devices of several nodes?"""
     exclusive: Flag = False
@@ -270,15 +284,26 @@ class ModelSection(Section):
     engine: EngineWord | None = Field(default=None, examples=["llama-cpp"])
     """What serves it."""
     source: Text | None = None
-    """The model's file, relative to this one; for `command`, whatever stands for ${MODEL}."""
+    """The model's file or folder, relative to this one, or its id on the hub; for `ollama`, its name there; for
+    `command`, what ${SOURCE} is."""
+    daemon: Text | None = Field(default=None, examples=["http://127.0.0.1:11434"])
+    """A running `ollama serve` of each node that shall hold it; if left out, each replica has one of its own."""
     args: list[Text] = Field(default_factory=list)
     """Arguments for the engine; for `command`, the whole command line."""
     env: dict[Text, Text] = Field(default_factory=dict)
     """Environment variables of the engine's process."""
+    python: PythonFolder | None = None
+    """The Python environment that the engine is installed in: the folder with bin/python."""
+    runtime_env: RuntimeEnv = Field(default_factory=dict)
+    """Ray makes this environment, on the node, for the engine: for example {pip: [vllm]}."""
+    container: ContainerSection | None = None
+    """The image that the engine runs in."""
     load_timeout: Duration = 300_000
     """A load that takes longer has failed."""
     context_length: Count | None = None
     """Tokens that one request may take."""
+    max_batched_tokens: Count | None = None
+    """Tokens that the engine computes in one step."""
     embedding: Flag = False
     """It gives embeddings, not text."""
     ready_path: Text = "/health"
@@ -286,33 +311,74 @@ class ModelSection(Section):
     simulate: SimulateSection = SimulateSection()
     """Times in scenarios, and what the `simulated` engine does."""
 
+    @property
+    def says_memory(self) -> bool:
+        """Whether its operator says what it takes; if not, that has to be estimated from its file."""
+        return self.memory is not None or self.memory_per_device is not None
+
+    @property
+    def can_be_estimated(self) -> bool:
+        """Whether the entry may leave that to an estimate. Not in a scenario, which has no files."""
+        return False
+
     @model_validator(mode="after")
     def _one_figure(self) -> Any:
         table = self.memory_per_device
         if self.memory is not None and table is not None:
             what = "memory and memory_per_device contradict each other"
             raise Wrong(what, "keep one of them", ("memory_per_device",))
-        if self.memory is None and table is None:
+        if not self.says_memory and not self.can_be_estimated:
             what = f"{shown(self.name)} says no memory"
             raise Wrong(what, "add what one replica takes, for example memory: 60GiB")
         if table is not None and not table:
             raise Wrong("has no entry", "write for example {1: 60GiB, 2: 33GiB}", ("memory_per_device",))
         if self.gpus is not None and not self.gpus:
             raise Wrong("allows no device count", "write for example [1, 2], or [0] for cpu only", ("gpus",))
-        if not self.bytes_by_count():
+        if self.trust and not self.says_memory:
+            raise Wrong("there is no memory to be trusted", "add memory, or remove trust", ("trust",))
+        if isinstance(self.memory, SizeRange) and self.exclusive:
+            raise Wrong(
+                "a model with whole devices has no use for a max", "write one size, as memory: 60GiB", ("memory",)
+            )
+        check_one_place(self.python, self.runtime_env, self.container)
+        uneven = [count for count in self.gpus or table or () if count % self.pipeline]
+        if uneven:
+            what = f"a replica on {uneven[0]} cannot have {self.pipeline} equal stages"
+            raise Wrong(what, f"write multiples of it, for example gpus: [{self.pipeline}]", ("pipeline",))
+        if self.says_memory and not self.bytes_by_count():
             counts = ", ".join(map(str, sorted(table or ())))
             what = f"no count of gpus is in memory_per_device, which has {counts}"
             raise Wrong(what, f"write for example gpus: [{counts}]", ("gpus",))
         return self
 
+    @property
+    def device_counts(self) -> list[int]:
+        """The device counts that it may take, ascending."""
+        table = self.memory_per_device
+        if table is not None:
+            return sorted(table if self.gpus is None else set(table).intersection(self.gpus))
+        usual = [count for count in DEVICE_COUNTS if count % self.pipeline == 0] or [self.pipeline]
+        return sorted(set(usual if self.gpus is None else self.gpus))
+
     def bytes_by_count(self) -> Mapping[int, int]:
-        """Bytes on each device, by device count; what is shared equally is rounded up."""
-        if self.memory_per_device is not None:
-            allowed = self.memory_per_device if self.gpus is None else self.gpus
-            return {count: each for count, each in sorted(self.memory_per_device.items()) if count in allowed}
-        memory = self.memory or 0
-        counts = sorted(set(DEVICE_COUNTS if self.gpus is None else self.gpus))
-        return {count: -(-memory // max(1, count)) for count in counts}
+        """Bytes on each device as the entry says it, by device count; what is shared equally is rounded up.
+        Empty where the entry says nothing."""
+        table, memory = self.memory_per_device, self.memory
+        if table is not None:
+            return {count: table[count] for count in self.device_counts}
+        if memory is None:
+            return {}
+        return self._shared(memory.min if isinstance(memory, SizeRange) else memory)
+
+    def bytes_max_by_count(self) -> Mapping[int, int]:
+        """What an elastic model can use on each device, by device count; empty for any other. On the host alone
+        there is no more than its minimum."""
+        if not isinstance(self.memory, SizeRange):
+            return {}
+        return {count: each for count, each in self._shared(self.memory.max).items() if count}
+
+    def _shared(self, memory_bytes: int) -> dict[int, int]:
+        return {count: -(-memory_bytes // max(1, count)) for count in self.device_counts}
 
     def to_model(self) -> Model:
         """The entry as the core has it."""
@@ -329,6 +395,7 @@ class ModelSection(Section):
             labels=dict(requires.labels),
             millicpus=self.cpus,
             host_memory_bytes=self.host_memory,
+            bytes_max_by_count=self.bytes_max_by_count(),
         )
         return Model(
             name=ModelName(self.name),
@@ -343,49 +410,3 @@ class ModelSection(Section):
             priority=self.priority,
             load_ms=self.simulate.load,
         )
-
-
-def check_unique(document: Document, paths: Sequence[Path], names: Sequence[str], what: str) -> None:
-    """ConfigError at the second of two equal names."""
-    first: dict[str, Path] = {}
-    for path, name in zip(paths, names, strict=True):
-        if name in first:
-            told = f"{what} {shown(name)} stands twice, first in line {document.line(first[name])}"
-            raise document.wrong(path, told, "give each a name of its own")
-        first[name] = path
-
-
-def check_groups(document: Document, scheduler: SchedulerSection, names: Sequence[str]) -> None:
-    """Under the policy `groups`: members are models, and a model is in one group."""
-    if scheduler.policy is not PolicyName.GROUPS:
-        return
-    known = frozenset(names)
-    group_of: dict[str, str] = {}
-    for group, section in scheduler.groups.items():
-        for index, member in enumerate(section.members):
-            path = ("scheduler", "groups", group, "members", index)
-            if member not in known:
-                what = f"there is no model {shown(member)}"
-                raise document.wrong(path, what, one_of_these(member, known, "models"))
-            if group_of.setdefault(member, group) != group:
-                what = f"the model {shown(member)} is in two groups, {shown(group_of[member])} and {shown(group)}"
-                raise document.wrong(path, what, "keep it in one of them")
-
-
-def check_catalog(document: Document, scheduler: SchedulerSection, models: Sequence[ModelSection]) -> None:
-    """ConfigError for names, aliases and groups that do not go together."""
-    names = [model.name for model in models]
-    check_unique(document, [("models", i, "name") for i in range(len(models))], names, "the model")
-    known = frozenset(names)
-    owner: dict[str, str] = {}
-    for index, model in enumerate(models):
-        for position, alias in enumerate(model.aliases):
-            path = ("models", index, "aliases", position)
-            if alias in known:
-                what = f"the alias {shown(alias)} shadows the model of that name"
-                raise document.wrong(path, what, "choose another alias or remove it")
-            if alias in owner:
-                what = f"the alias {shown(alias)} stands twice, first at the model {shown(owner[alias])}"
-                raise document.wrong(path, what, "keep one of them")
-            owner[alias] = model.name
-    check_groups(document, scheduler, names)

@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rayscheduler.config.cross_checks import check_catalog, check_unique
 from rayscheduler.config.events import EventSection
-from rayscheduler.config.fields import CountOrZero, Duration, Name, Section, Size, word, word_schema
-from rayscheduler.config.models import ModelSection, SchedulerSection, check_catalog, check_unique
+from rayscheduler.config.fields import CountOrZero, Duration, Name, Section, Size, SizeRange, word, word_schema
+from rayscheduler.config.models import ModelSection, SchedulerSection
 from rayscheduler.config.nodes import NodeSection
 from rayscheduler.config.start_state import Room
 from rayscheduler.config.values import Path, Wrong, one_of_these, shown
@@ -163,7 +164,8 @@ def _own_memory(entry: ReplicaSection, model: ModelSection) -> int | None:
     if entry.memory is not None:
         return entry.memory
     unforeseen = model.gpus is None and len(entry.devices or ()) not in (0, *model.bytes_by_count())
-    return model.memory if unforeseen else None
+    memory = model.memory.min if isinstance(model.memory, SizeRange) else model.memory
+    return memory if unforeseen else None
 
 
 def _events(document: Document, file: ScenarioFile, aliases: Mapping[str, str]) -> tuple[At, ...]:

@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from rayscheduler.config.cross_checks import check_catalog
 from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
 from rayscheduler.config.models import (
     EngineName,
     EngineWord,
     ModelSection,
     SchedulerSection,
-    check_catalog,
 )
 from rayscheduler.config.values import Wrong, shown
 from rayscheduler.config.yaml_lines import Document, load_file, load_text
@@ -30,6 +30,17 @@ from rayscheduler.core.types import Model, Settings
 
 # Engines batch: four requests at a time cost little more than one. Scenarios count every lease and say 1.
 CONCURRENCY = 4
+HUB_ENGINES = (EngineName.VLLM, EngineName.SGLANG, EngineName.TRANSFORMERS)
+_GPU_ENGINES = (EngineName.VLLM, EngineName.SGLANG)
+# What only some engines know; said to another it would be ignored.
+ONLY_FOR: Mapping[str, tuple[EngineName, ...]] = {
+    "pipeline": _GPU_ENGINES,
+    "kv_cache": _GPU_ENGINES,
+    "kv_type": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
+    "max_batched_tokens": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
+}
+# Whose models lie in files that say what they will take.
+ESTIMATED = (EngineName.LLAMA_CPP, *HUB_ENGINES)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -38,6 +49,10 @@ class ModelEntry(ModelSection):
 
     engine: EngineWord = Field(examples=["llama-cpp"])
     concurrency: Count = CONCURRENCY
+
+    @property
+    def can_be_estimated(self) -> bool:
+        return self.engine in ESTIMATED
 
     @property
     def load_timeout_ms(self) -> int:
@@ -68,6 +83,7 @@ class ModelEntry(ModelSection):
         return {
             "model": self.name,
             "source": self.source,
+            "daemon": self.daemon,
             "args": tuple(self.args),
             "env": dict(self.env),
             "context_length": self.context_length,
@@ -76,12 +92,31 @@ class ModelEntry(ModelSection):
             "ready_path": self.ready_path,
             "load_timeout_ms": self.load_timeout,
             "simulate": self.simulate_options() if self.engine is EngineName.SIMULATED else {},
+            "pipeline": self.pipeline,
+            "max_batched_tokens": self.max_batched_tokens,
+            "kv_type": self.kv_type,
+            "kv_cache_bytes": self.kv_cache,
+            "python": self.python,
+            "runtime_env": dict(self.runtime_env),
+            **(self.container.engine_fields() if self.container is not None else {}),
         }
 
     @model_validator(mode="after")
     def _can_run(self) -> Any:
         if self.engine is EngineName.LLAMA_CPP and not self.source:
             raise Wrong(f"{shown(self.name)} has no source", "add the path of its GGUF file, source: model.gguf")
+        if self.engine in HUB_ENGINES and not self.source:
+            what = f"{shown(self.name)} has no source"
+            raise Wrong(what, "add the folder of the model, source: ./model, or its id on the hub, source: org/model")
+        for key, engines in ONLY_FOR.items():
+            if key in self.model_fields_set and self.engine not in engines:
+                what = f"is for {', '.join(engines)}, and the engine {self.engine} would not heed it"
+                raise Wrong(what, "remove it", (key,))
+        if self.engine is EngineName.OLLAMA and not self.source:
+            raise Wrong(f"{shown(self.name)} has no source", "add its name in `ollama list`, source: llama3.2:3b")
+        if self.daemon is not None and self.engine is not EngineName.OLLAMA:
+            what = f"the engine {self.engine.value} uses no daemon"
+            raise Wrong(what, "remove it, or use engine: ollama", ("daemon",))
         if self.engine is EngineName.COMMAND and not self.args:
             what = f"{shown(self.name)} has no args, the command that serves it"
             raise Wrong(what, "add for example args: [vllm, serve, org/model, --port, '${PORT}']")
@@ -172,19 +207,21 @@ def config_from_json(text: str, file: str = "<stored config>") -> ServiceConfig:
 def _config(document: Document, folder: str | None) -> ServiceConfig:
     file = document.parse(ServiceFile)
     check_catalog(document, file.scheduler, file.models)
-    models = file.models if folder is None else [_with_absolute_source(entry, folder) for entry in file.models]
+    models = file.models if folder is None else [_with_absolute_paths(entry, folder) for entry in file.models]
     lines = tuple(document.line(("models", index)) for index in range(len(models)))
     return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log)
 
 
-def _with_absolute_source(entry: ModelEntry, folder: str) -> ModelEntry:
-    """A llama-cpp source is a file. A command's may be a name that only the command knows, unless it says `./`."""
-    source = entry.source
-    if not source or source.startswith("~") or "://" in source:
-        return entry
-    if entry.engine is not EngineName.LLAMA_CPP and not source.startswith(("./", "../")):
-        return entry
-    return entry.model_copy(update={"source": os.path.normpath(os.path.join(folder, source))})
+def _with_absolute_paths(entry: ModelEntry, folder: str) -> ModelEntry:
+    """What is relative to the file. A llama-cpp source is a path; another's may be a name, unless it says `./`."""
+    changed: dict[str, str] = {}
+    source, python = entry.source, entry.python
+    is_path = entry.engine is EngineName.LLAMA_CPP or (source or "").startswith(("./", "../"))
+    if source and is_path and not source.startswith("~") and "://" not in source:
+        changed["source"] = os.path.normpath(os.path.join(folder, source))
+    if python and not python.startswith("~"):
+        changed["python"] = os.path.normpath(os.path.join(folder, python))
+    return entry.model_copy(update=changed) if changed else entry
 
 
 __all__ = [

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 
 SHOWN_CHARACTERS = 60
+WORDS_LISTED_MAX = 60
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Path = tuple[str | int, ...]  # keys and indices from the root of a file to a value
@@ -66,7 +67,7 @@ def one_of_these(word: str, known: Iterable[str], several: str) -> str:
         return f"did you mean {near}?"
     if not words:
         return f"there are no {several}"
-    listed = ", ".join(words[:30]) + (", …" if len(words) > 30 else "")
+    listed = ", ".join(words[:WORDS_LISTED_MAX]) + (", …" if len(words) > WORDS_LISTED_MAX else "")
     return f"the {several} are: {listed}"
 
 

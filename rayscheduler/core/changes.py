@@ -11,7 +11,7 @@ from dataclasses import replace
 from rayscheduler.core import events as ev
 from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.lifecycle import State
-from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord
+from rayscheduler.core.records import ModelRecord, ReplicaRecord
 from rayscheduler.core.requests import Requests
 from rayscheduler.core.timers import Timers
 from rayscheduler.core.types import (
@@ -67,7 +67,8 @@ class Changes:
         self._changed_cluster()
         for replica in replicas:
             self._requests.drop_leases(replica)
-            elsewhere = [n for n in replica.placement.nodes if n in self._fleet.ledger.accounts]
+            # Not its nodes: one that was lost and came back holds nothing of it.
+            elsewhere = self._fleet.ledger.holds(replica.id, replica.placement)
             if elsewhere and replica.state is not State.STOPPING:
                 self._fleet.stop(replica, StopReason.NODE_LOST, now_ms)
             elif not elsewhere:
@@ -177,12 +178,7 @@ class Changes:
             return
         record.unloaded = record.idled = False
         self._fleet.freed = True
-        serving = record.serving()
-        for replica in serving:
-            if replica.origin is Origin.REQUEST:
-                replica.origin = Origin.LOAD
-                self._fleet.take_up(replica)
-        if record.wanted is None and all(replica.state is State.PENDING for replica in serving):
+        if record.wanted is None and not record.serving():
             record.wanted = self._requests.next_order(record.model.priority)
             record.wanted_since_ms = now_ms
             self._requests.wanting[name] = record

@@ -150,7 +150,7 @@ def _waits_for(record: ModelRecord, fleet: Fleet, loader: Loader, refusals: Sequ
         return f"{record.name} waits for a node to join"
     drained, _ = loader.plan(record, now_ms, drain=True)
     if isinstance(drained, Plan):
-        names = [f"{name} ({_occupation(fleet, name)})" for name in drained.evictions]
+        names = [f"{name} ({_occupation(fleet, name, name in drained.drained)})" for name in drained.evictions]
         return f"{record.name} waits for {', '.join(names)} on {', '.join(drained.placement.devices)}"
     coming = [r.id for r in fleet.replicas.values() if r.state is not State.RUNNING]
     if coming:
@@ -166,9 +166,11 @@ def _waits_for(record: ModelRecord, fleet: Fleet, loader: Loader, refusals: Sequ
     return f"{record.name} waits for room that nothing may be evicted for"
 
 
-def _occupation(fleet: Fleet, name: ReplicaId) -> str:
+def _occupation(fleet: Fleet, name: ReplicaId, is_drained: bool) -> str:
     replica = fleet.replicas[name]
-    return f"serving {len(replica.leases)}" if replica.leases else "not stale yet"
+    if replica.leases:
+        return f"serving {len(replica.leases)}"
+    return "not stale yet" if is_drained else "idle"
 
 
 # -- in one line ------------------------------------------------------------------------------------

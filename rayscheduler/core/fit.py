@@ -6,7 +6,7 @@ node (`needs_on`) is told apart from what is free at the moment (`choose`). Refu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from rayscheduler.core.ledger import NodeRoom
@@ -41,7 +41,10 @@ class Needs:
 
     def option(self, count: int) -> Option | None:
         """What is needed for that many devices, or None where the node does not offer as many."""
-        return next((option for option in self.options if option.count == count), None)
+        for option in self.options:
+            if option.count == count:
+                return option
+        return None
 
 
 class Choice:
@@ -73,10 +76,10 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
     host_only_refused = node.backend != Backend.CPU and not settings.cpu_models_on_gpu_nodes
     if host_only_refused and counts == [0]:
         return refusal(RefusalReason.BACKEND)
-    ranks = tuple(want.types.index(d.type) if d.type in want.types else -1 for d in node.devices)
+    ranks = tuple([want.types.index(d.type) if d.type in want.types else -1 for d in node.devices])
     if want.types and node.devices and max(ranks) < 0:
         return refusal(RefusalReason.TYPE)
-    if any(node.labels.get(key) != value for key, value in want.labels.items()):
+    if not want.labels.items() <= node.labels.items():
         return refusal(RefusalReason.LABELS)
     most_needed_cpus = max(want.node_millicpus, want.millicpus)
     if node.millicpus is not None and node.millicpus < most_needed_cpus:
@@ -106,12 +109,6 @@ def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:
         most = sum(sizes_of[roomy[-1]][: roomy[-1]])
         return refusal(RefusalReason.TOTAL_DEVICE_MEMORY, want.total_device_memory_bytes, most)
     options = [_option(node, model, count, tuple(among(large, count))) for count in offered]
-    if want.exclusive:
-        # A whole device is held, but the model still has to fit into it.
-        options = [option for option in options if len(option.indices) >= option.count]
-        if not options:
-            each = want.bytes_by_count[offered[-1]]
-            return refusal(RefusalReason.MEMORY, each, sizes_of[offered[-1]][offered[-1] - 1])
     return Needs(model, options, ranks, settings.strategy)
 
 
@@ -121,8 +118,8 @@ def _option(node: Node, model: Model, count: int, indices: tuple[int, ...]) -> O
     if count == 0:
         return Option(0, (), (), want.host_memory_bytes + each)
     if want.exclusive:
-        sizes = tuple(d.capacity_bytes - d.headroom_bytes for d in node.devices)
-        indices = tuple(i for i in indices if sizes[i] >= each)
+        # A whole device is held, but the model still has to fit into it.
+        sizes = tuple(max(each, d.capacity_bytes - d.headroom_bytes) for d in node.devices)
     else:
         sizes = (each,) * len(node.devices)
     return Option(count, indices, sizes, want.host_memory_bytes)
@@ -141,8 +138,40 @@ def choose(
     `freed` (bytes by device index), `freed_host` and `freed_millicpus` are counted as free besides: what
     victims would leave. Fewest devices; then preferred types; then least loaded (`pack`: most loaded); then index.
     """
+    for option, fitting in _fitting(room, needs, freed, freed_host, freed_millicpus, only_count):
+        if option.count == 0:
+            return Choice(option, (), 0, 0)
+        taken = _pick(room, needs, option.count, fitting)
+        if taken is not None:
+            load = sum(map(room.load.__getitem__, taken))
+            return Choice(option, taken, load, max(map(needs.type_ranks.__getitem__, taken)))
+    return None
+
+
+def fits(
+    room: NodeRoom,
+    needs: Needs,
+    freed: Sequence[int] | None = None,
+    freed_host: int = 0,
+    freed_millicpus: int = 0,
+) -> bool:
+    """Whether `choose` would find devices, without choosing."""
+    if needs.total_bytes:
+        return choose(room, needs, freed, freed_host, freed_millicpus) is not None
+    return any(True for _ in _fitting(room, needs, freed, freed_host, freed_millicpus, None))
+
+
+def _fitting(
+    room: NodeRoom,
+    needs: Needs,
+    freed: Sequence[int] | None,
+    freed_host: int,
+    freed_millicpus: int,
+    only_count: int | None,
+) -> Iterator[tuple[Option, list[int]]]:
+    """The options of which a node has the host memory and the devices, fewest first, with those devices."""
     if needs.millicpus > room.free_millicpus + freed_millicpus:
-        return None
+        return
     free = room.free if freed is None else [mine + more for mine, more in zip(room.free, freed, strict=True)]
     host_free = room.free_host + freed_host
     shared = room.node.device_is_host_memory
@@ -155,31 +184,27 @@ def choose(
         host = option.host_bytes
         if host > host_free:
             continue
-        if option.count == 0:
-            return Choice(option, (), 0, 0)
         sizes = option.device_bytes
         if shared and host:
             fitting = [i for i in option.indices if sizes[i] + host <= free[i]]
         else:
             fitting = [i for i in option.indices if sizes[i] <= free[i]]
-        if len(fitting) < option.count:
-            continue
-        taken = _pick(room, needs, option.count, fitting)
-        if taken is not None:
-            load = sum(room.load[i] for i in taken)
-            return Choice(option, taken, load, max(needs.type_ranks[i] for i in taken))
-    return None
+        if len(fitting) >= option.count:
+            yield option, fitting
 
 
 def _pick(room: NodeRoom, needs: Needs, count: int, fitting: list[int]) -> tuple[int, ...] | None:
-    """`count` of the fitting devices, best first by (type, load, index), together large enough."""
+    """`count` of the fitting devices, together large enough: the least preferred type among them as preferred
+    as can be, then the least load of all of them, then indices."""
     load, ranks = room.load, needs.type_ranks
-    sign = 1 if needs.strategy is Strategy.SPREAD else -1
-    fitting.sort(key=lambda i: (ranks[i], sign * load[i], i))
-    devices = room.node.devices
-    first = fitting[:count]
+    devices, near = room.node.devices, fitting
+    if needs.best_type_rank >= 0:
+        worst = sorted(ranks[i] for i in fitting)[count - 1]
+        near = [i for i in fitting if ranks[i] <= worst]
+    first = sorted(near, key=load.__getitem__, reverse=needs.strategy is Strategy.PACK)[:count]
     if not needs.total_bytes or sum(devices[i].capacity_bytes for i in first) >= needs.total_bytes:
         return tuple(sorted(first))
+    sign = 1 if needs.strategy is Strategy.SPREAD else -1
     enough = [
         taken
         for taken in combinations(fitting, count)
@@ -203,9 +228,9 @@ def shortage(room: NodeRoom, needs: Needs, model: Model) -> Refusal:
     host = min(option.host_bytes for option in needs.options)
     if host > room.free_host:
         return Refusal(name, RefusalReason.HOST_MEMORY, host, max(0, room.free_host))
+    if needs.exclusive and sum(map(room.is_whole, largest.indices)) < largest.count:
+        return Refusal(name, RefusalReason.EXCLUSIVE)
     free = sorted((room.free[i] for i in largest.indices), reverse=True)
     least = max(0, free[largest.count - 1]) if free else 0
-    if needs.exclusive:
-        return Refusal(name, RefusalReason.EXCLUSIVE)
     each = model.requirement.bytes_by_count[largest.count]
     return Refusal(name, RefusalReason.MEMORY, each, least)

@@ -33,6 +33,11 @@ class NodeRoom:
         self.free_millicpus = millicpus
         self.device_load = sum(load)
 
+    def is_whole(self, at: int) -> bool:
+        """Whether nobody holds a byte of that device."""
+        device = self.node.devices[at]
+        return self.free[at] == device.capacity_bytes - device.headroom_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -43,7 +48,7 @@ class Reservation:
 class NodeAccount:
     """The reservations on one node, and what other programs use there."""
 
-    __slots__ = ("_dirty", "_room", "index", "lost", "node", "others", "reservations", "shape")
+    __slots__ = ("_bare", "_dirty", "_room", "index", "lost", "node", "others", "reservations", "shape")
 
     def __init__(self, node: Node, shape: int, dirty: dict[NodeName, None]) -> None:
         self._dirty = dirty
@@ -54,10 +59,16 @@ class NodeAccount:
         self.lost = [False] * len(node.devices)
         self.reservations: dict[ReplicaId, Reservation] = {}
         self._room: NodeRoom | None = None
+        self._bare: NodeRoom | None = None
 
     def changed(self) -> None:
         self._room = None
         self._dirty[self.node.name] = None
+
+    def set_lost(self, at: int, lost: bool) -> None:
+        self.lost[at] = lost
+        self._bare = None
+        self.changed()
 
     def room(self) -> NodeRoom:
         """What is left, recomputed from the reservations when they have changed."""
@@ -67,9 +78,12 @@ class NodeAccount:
 
     def room_with_only(self, replicas: Iterable[ReplicaId]) -> NodeRoom:
         """What would be left if only these replicas were here, and no other program."""
-        wanted = set(replicas)
-        kept = {name: held for name, held in self.reservations.items() if name in wanted}
-        return self._recomputed(kept, count_others=False)
+        kept = {name: self.reservations[name] for name in replicas if name in self.reservations}
+        if kept:
+            return self._recomputed(kept, count_others=False)
+        if self._bare is None:
+            self._bare = self._recomputed(kept, count_others=False)
+        return self._bare
 
     def _recomputed(self, held: Mapping[ReplicaId, Reservation], count_others: bool = True) -> NodeRoom:
         node, index, shared = self.node, self.index, self.node.device_is_host_memory
@@ -77,21 +91,20 @@ class NodeAccount:
         host = millicpus = 0
         for reservation in held.values():
             place = reservation.placement
-            charge = [0] * len(load)
+            charge = load if not reservation.overlaps else [0] * len(load)
             for device, size in zip(place.devices, place.device_bytes, strict=True):
                 at = index.get(device)
                 if at is not None:
                     charge[at] += size
-            under_host = under_millicpus = 0
             if shared:
                 charge[0] += place.host_bytes
+            under_host = under_millicpus = 0
             if reservation.overlaps:
                 under, under_host, under_millicpus = self._overlapped(held, reservation.overlaps)
                 if shared:
                     under[0] += under_host
-                charge = [max(0, mine - theirs) for mine, theirs in zip(charge, under, strict=True)]
-            for at, size in enumerate(charge):
-                load[at] += size
+                for at, theirs in enumerate(under):
+                    load[at] += max(0, charge[at] - theirs)
             if not shared:
                 host += max(0, place.host_bytes - under_host)
             millicpus += max(0, place.millicpus - under_millicpus)
@@ -163,14 +176,12 @@ class Ledger:
 
     def lose_device(self, device: DeviceId) -> None:
         account = self._home[device]
-        account.lost[account.index[device]] = True
-        account.changed()
+        account.set_lost(account.index[device], True)
 
     def regain_device(self, device: DeviceId) -> None:
         """It is offered again. Whoever still holds a reservation there keeps it until its exit is confirmed."""
         account = self._home[device]
-        account.lost[account.index[device]] = False
-        account.changed()
+        account.set_lost(account.index[device], False)
 
     def observe(self, device: DeviceId, used_by_others_bytes: int) -> int:
         """Note a reading; the bytes that others used there before it."""

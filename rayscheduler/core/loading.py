@@ -2,8 +2,8 @@
 
 Rules of this file. The queue is walked by priority, then arrival; requests that a running or coming
 replica will serve are passed over (they join it). A request that cannot be planned blocks nobody, except
-past its patience: then nothing behind it is newly loaded. Standing wishes (`replicas.min`, `preload`)
-come last and take free memory only.
+past its patience: then nothing behind it is newly loaded but what came earlier and is past patience, too.
+Standing wishes (`replicas.min`, `preload`) come last and take free memory only.
 """
 
 from __future__ import annotations
@@ -66,13 +66,17 @@ class Loader:
             self._fulfil(standing, now_ms)
 
     def _plan_queue(self, models: Iterable[ModelRecord], now_ms: int) -> bool:
-        """True when a request past its patience bars everything behind it."""
+        """True when a request past its patience bars what is behind it. Whoever came earlier and is past patience,
+        too, is not barred: else a stream of a higher priority that waits for its own replicas starves the rest."""
+        bar: int | None = None  # the place in line of the first that bars
         heap: list[Turn] = []
         for model in models:
             heap.extend(self._turns(model, now_ms))
         heapify(heap)
         while heap:
-            _, _, _, model, patient = heappop(heap)
+            (_, place), _, _, model, patient = heappop(heap)
+            if bar is not None and not (patient and place < bar):
+                continue
             if not self._needs_one_more(model) or self._backing_off(model, now_ms):
                 continue
             origin = Origin.REQUEST if model.wanted is None else Origin.LOAD
@@ -86,8 +90,8 @@ class Loader:
                     for turn in self._turns(affected, now_ms):
                         heappush(heap, turn)
             elif patient and self.fits_ever(model):
-                return True
-        return False
+                bar = place
+        return bar is not None
 
     def _turns(self, model: ModelRecord, now_ms: int) -> list[Turn]:
         """When this model's next load has its turn: in the name of its first request that nothing will

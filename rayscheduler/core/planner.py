@@ -8,6 +8,7 @@ are compared lexicographically, step by step (unlike units are never added):
 3. least loaded devices, then least loaded node (`pack`: most loaded that fits);
 4. ids.
 
+An elastic model is planned by what it needs at least; its vector grows into what is free when all is chosen.
 It looks at nodes, and at victims, best first, and stops where nothing better can follow: the answer is the
 one that looking at all of them would give.
 """
@@ -20,7 +21,7 @@ from itertools import combinations
 from math import comb
 from typing import Any, Protocol
 
-from rayscheduler.core.fit import Choice, Needs, choose, needs_on
+from rayscheduler.core.fit import Choice, Needs, choose, fits, needs_on
 from rayscheduler.core.ledger import Ledger, NodeAccount, NodeRoom
 from rayscheduler.core.shelves import Shelves
 from rayscheduler.core.types import (
@@ -105,7 +106,7 @@ class Planner:
 
     def fits_once_gone(self, account: NodeAccount, needs: Needs, going: Sequence[Placement]) -> bool:
         """Whether it would fit a node with `going` gone, nobody else evicted."""
-        return self._choose(account, account.room(), needs, going) is not None
+        return self._fits(account, needs, going)
 
     def fits_node(self, model: Model, account: NodeAccount, leaving: Leaving) -> bool:
         """Whether it would fit this node alone, victims allowed."""
@@ -113,7 +114,7 @@ class Planner:
         if isinstance(needs, Refusal):
             return False
         must = leaving.placements(leaving.must)
-        if self._choose(account, account.room(), needs, must) is not None:
+        if self._fits(account, needs, must):
             return True
         return self._eviction_on(account, needs, leaving, leaving.on_node(account.node.name), must) is not None
 
@@ -132,7 +133,7 @@ class Planner:
                     continue  # one empty node of a shape is like the other
                 tried_empty = tried_empty or empty
                 needs = self.needs(account, model)
-                if not isinstance(needs, Refusal) and choose(emptied(account), needs) is not None:
+                if not isinstance(needs, Refusal) and fits(emptied(account), needs):
                     return True
         return model.requirement.across_nodes and self._best_across(model, emptied, ()) is not None
 
@@ -153,10 +154,34 @@ class Planner:
             return NoFit(ever=False)
         ordered = sorted(members, key=lambda c: c.id_key)
         return Plan(
-            placement,
+            self._grown(model, placement, leaving.placements(members)),
             tuple(c.id for c in ordered),
             frozenset(c.id for c in ordered if c.drained),
         )
+
+    def _fits(self, account: NodeAccount, needs: Needs, gone: Sequence[Placement]) -> bool:
+        if not gone:
+            return fits(account.room(), needs)
+        freed = Freed(account, gone)
+        return fits(account.room(), needs, freed.sizes, freed.host, freed.millicpus)
+
+    def _grown(self, model: Model, placement: Placement, gone: Sequence[Placement]) -> Placement:
+        """The vector of an elastic model: on each device what is free on the fullest of them once `gone` are gone,
+        between what the model needs and what it can use."""
+        want = model.requirement
+        most = want.bytes_max_by_count.get(len(placement.devices), 0)
+        if not placement.devices or most <= placement.device_bytes[0] or want.exclusive:
+            return placement
+        each = most
+        for name in placement.nodes:
+            account = self._ledger.accounts[name]
+            free, freed = account.room().free, Freed(account, gone)
+            # Where the device is the host's memory, both are charged to it.
+            host = freed.host - placement.host_bytes if account.node.device_is_host_memory else 0
+            taken = [account.index[device] for device in placement.devices if device in account.index]
+            each = min(each, *(free[at] + freed.sizes[at] + host for at in taken))
+        each = max(each, placement.device_bytes[0])
+        return replace(placement, device_bytes=(each,) * len(placement.devices))
 
     def _choose(
         self,

@@ -80,7 +80,6 @@ class Requests:
         self._arrived.append(waiting)
         self.wanting[record.name] = record
         self._grantable[record.name] = record
-        self._take_up_abandoned(record)
 
     def _refused(
         self, event: ev.RequestArrived, record: ModelRecord | None, now_ms: int
@@ -101,7 +100,7 @@ class Requests:
     def _still_waiting(self) -> int:
         """How many wait, without those of this batch that will be granted at its end."""
         if self._policy.strict:
-            head = min((r for r in self.wanting.values() if r.waiting), key=lambda r: r.waiting[0], default=None)
+            head = self._head()
             return self.waiting - bool(head and _running(head) and not self._fleet.leases)
         granted = (min(len(r.waiting), self._loader.places(_running(r), r)) for r in self._grantable.values())
         return self.waiting - sum(granted)
@@ -110,20 +109,17 @@ class Requests:
         """Whether one more request for it would be granted at once."""
         running = _running(record)
         if self._policy.strict:
-            return bool(running) and not self._fleet.leases and not self.waiting
+            return bool(running) and not self._fleet.leases and self._head() is None
         return self._loader.places(running, record) > len(record.waiting)
 
-    def _take_up_abandoned(self, record: ModelRecord) -> None:
-        """A new request joins a load that nobody waited for any more, if nothing else has a place for it."""
-        abandoned = [r for r in record.replicas.values() if r.abandoned]
-        if not abandoned:
-            return
-        others = [r for r in record.serving() if not r.abandoned]
-        for replica in abandoned:
-            if len(record.waiting) <= self._loader.places(others, record):
-                return
-            self._fleet.take_up(replica)
-            others.append(replica)
+    def take_up_abandoned(self) -> None:
+        """Whoever waits joins a load that nobody waited for any more, if nothing else has a place for it: for a
+        new request, or for an old one whose own load has failed."""
+        for replica in sorted(self._fleet.abandoned(), key=lambda r: r.id_key):
+            record = replica.model
+            others = [r for r in record.serving() if not r.abandoned]
+            if len(record.waiting) > self._loader.places(others, record):
+                self._fleet.take_up(replica)
 
     # -- granting ---------------------------------------------------------------------------------
 
@@ -172,10 +168,9 @@ class Requests:
         """One request in the system: the oldest of all whose model can be served on this cluster."""
         if self._fleet.leases:
             return
-        heads = [r for r in self.wanting.values() if r.waiting and (r.serving() or self._loader.fits_ever(r))]
-        if not heads:
+        record = self._head()
+        if record is None:
             return
-        record = min(heads, key=lambda r: r.waiting[0].order)
         running = _running(record)
         if running:
             waiting = record.waiting.pop(0)
@@ -184,6 +179,11 @@ class Requests:
             self._settle(record)
             self._fleet.out.append(Grant(waiting.request, running[0].id, record.name))
             record.note_grant(now_ms)
+
+    def _head(self) -> ModelRecord | None:
+        """Whose oldest request is next in strict order, of the models that can be served on this cluster."""
+        waiting = (r for r in self.wanting.values() if r.waiting and (r.serving() or self._loader.fits_ever(r)))
+        return min(waiting, key=lambda r: r.waiting[0], default=None)
 
     def _settle(self, record: ModelRecord) -> None:
         if not record.waiting and record.wanted is None:

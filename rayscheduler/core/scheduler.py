@@ -4,7 +4,7 @@
 
 1. expire what was due before this instant;
 2. apply the events (`requests.py`, `changes.py`);
-3. grant waiting requests to running replicas, by priority, then arrival;
+3. grant waiting requests to running replicas, by priority, then arrival; others join abandoned loads;
 4. when woken: expire deadlines and idle timeouts of this very instant;
 5. relieve devices on which other programs took memory that we had promised;
 6. start replicas whose victims are gone;
@@ -68,6 +68,7 @@ class Scheduler:
             woken = woken or isinstance(event, ev.Woken)
             self._apply(event, now_ms)
         self._requests.grant(now_ms)
+        self._requests.take_up_abandoned()
         if woken:
             self._expire(now_ms, now_ms)
         if fleet.pressed:

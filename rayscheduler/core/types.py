@@ -144,6 +144,11 @@ class Requirement:
 
     `bytes_by_count` maps each device count that the model may take to the bytes on *each* device.
     Count 0 means host only: its bytes are charged to the host and the placement has no devices.
+
+    `bytes_max_by_count` is for elastic models, which can use more (a larger KV cache). Planning, refusals and
+    evictions know `bytes_by_count` only; when the place is chosen, the replica is given what is free there beyond
+    that, the same on each device, up to this. It keeps that until it stops: it never grows or shrinks while it runs.
+    Not for count 0, nor for `exclusive`, which takes all there is.
     """
 
     bytes_by_count: Mapping[int, int]
@@ -157,6 +162,7 @@ class Requirement:
     labels: Mapping[str, str] = field(default_factory=dict)
     millicpus: int = 0  # charged on each node of the replica
     host_memory_bytes: int = 0  # charged on each node of the replica
+    bytes_max_by_count: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

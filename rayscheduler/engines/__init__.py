@@ -10,13 +10,20 @@ from collections.abc import Mapping
 
 from rayscheduler.engines.command import CommandLine
 from rayscheduler.engines.llama_cpp import LlamaCpp
+from rayscheduler.engines.ollama import Ollama
 from rayscheduler.engines.protocol import Command, Engine, EngineRequest
+from rayscheduler.engines.sglang import SGLang
 from rayscheduler.engines.simulated import Simulated
+from rayscheduler.engines.transformers import Transformers
+from rayscheduler.engines.vllm import Vllm
 from rayscheduler.errors import EngineError
 
 __all__ = ["NAMES", "Command", "Engine", "EngineRequest", "by_name"]
 
-_ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (LlamaCpp(), CommandLine(), Simulated())}
+_ENGINES: Mapping[str, Engine] = {
+    engine.name: engine
+    for engine in (Vllm(), SGLang(), LlamaCpp(), Ollama(), Transformers(), CommandLine(), Simulated())
+}
 NAMES: tuple[str, ...] = tuple(_ENGINES)
 
 

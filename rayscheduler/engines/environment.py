@@ -6,10 +6,12 @@ thought of stays here. What a model needs beyond that, its catalog entry says in
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 
 from rayscheduler.engines.protocol import DEVICE_ENVS, EngineRequest
+from rayscheduler.engines.python_package import python_environment
 
 _PASSED_ON = frozenset(
     {
@@ -21,17 +23,23 @@ _PASSED_ON = frozenset(
 _PASSED_ON_LOWER = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy"})
 _PASSED_ON_PREFIXES = (
     *("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCM_", "MIOPEN_", "VK_"),
+    *("DOCKER_", "CONTAINER_", "CONTAINERS_"),
     *("GGML_", "LLAMA_", "HF_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "TRITON_", "VLLM_", "SGLANG_"),
+    "OLLAMA_",
 )
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_KEY|ACCESS_KEY|PRIVATE_KEY")
 
 
 def engine_environment(inherited: Mapping[str, str], request: EngineRequest, own: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment: inherited in part, then the request's `env`, then `own`, then the devices."""
+    """The whole environment: inherited in part, its own Python's, the request's `env`, then `own`, the devices."""
     environment = {key: value for key, value in inherited.items() if _passes(key)}
+    environment.update(python_environment(request, environment))
     environment["PYTHONUNBUFFERED"] = "1"  # the last line before a crash belongs in the log
     environment.update(request.env)
+    python_path = environment.get("PYTHONPATH", "")
     environment.update(own)
+    if "PYTHONPATH" in own and python_path and python_path != own["PYTHONPATH"]:
+        environment["PYTHONPATH"] = own["PYTHONPATH"] + os.pathsep + python_path  # an engine's folder comes first
     environment.update(_devices(request))
     return environment
 

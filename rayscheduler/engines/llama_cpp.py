@@ -1,26 +1,37 @@
 """The engine `llama-cpp`: GGUF models, served by the packaged llama.cpp (xllamacpp) in a process of its own.
 
 Rules of this file: xllamacpp is never imported here, since building its server holds the GIL for the
-whole load and a failed assertion ends the process. What is settled here goes to llama_cpp_server.py as
-one JSON argument; the key goes by the environment. Memory is exact by intent: the context is what the
+whole load and a failed assertion ends the process. What is settled here goes to inside/rayscheduler_llama_cpp.py
+as one JSON argument; the key goes by the environment. Memory is exact by intent: the context is what the
 catalog says, nothing shrinks to fit, and there is no cache in host memory beyond it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
+from rayscheduler.engines.containers import check_container
+from rayscheduler.engines.inside import INSIDE_FOLDER
 from rayscheduler.engines.llama_cpp_args import Setting, read_args
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment, source_path
-from rayscheduler.errors import EngineError, EngineMissing, SourceError
+from rayscheduler.engines.prometheus import sum_of
+from rayscheduler.engines.protocol import (
+    Command,
+    Engine,
+    EngineRequest,
+    InFlight,
+    check_environment,
+    check_one_node,
+    source_path,
+)
+from rayscheduler.engines.python_package import Package, interpreter, require
+from rayscheduler.errors import EngineError, SourceError
 from rayscheduler.memory.gguf import GgufError, GgufHeader, read_parts
 
 NAME = "llama-cpp"
-PACKAGE = "xllamacpp"
+PACKAGE = Package("xllamacpp", (2026, 10), "llama-cpp", "'xllamacpp>=2026.10'")
+PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_llama_cpp.py")
 CONTEXT_DEFAULT = 4096  # tokens of one request, where the model allows as many and the catalog says nothing
 ALL_LAYERS = 999
 # llama.cpp's threads would spin while they wait for each other. Where another engine wants the same cores,
@@ -37,7 +48,7 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 
-class LlamaCpp:
+class LlamaCpp(Engine):
     """Serves `source`, a GGUF file (the first one of a split model)."""
 
     name = NAME
@@ -45,6 +56,8 @@ class LlamaCpp:
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)
+        check_one_node(request, NAME)
+        check_container(request)
         settings = read_args(request.args)
         if request.context_length is not None and request.context_length < 1:
             raise EngineError(f"model {request.model} has a context_length of {request.context_length}; give 1 or more")
@@ -55,11 +68,7 @@ class LlamaCpp:
 
     def check(self, request: EngineRequest) -> None:
         self.validate(request)
-        if importlib.util.find_spec(PACKAGE) is None:
-            raise EngineMissing(
-                f"model {request.model} needs the engine {NAME}, which is not installed; "
-                'run: pip install "rayscheduler[llama-cpp]"'
-            )
+        require(PACKAGE, request)
         self.settings(request)
 
     def command(self, request: EngineRequest, port: int, api_key: str, host: str) -> Command:
@@ -71,10 +80,14 @@ class LlamaCpp:
             "settings": self.settings(request),
         }
         return Command(
-            argv=(sys.executable, "-m", "rayscheduler.engines.llama_cpp_server", json.dumps(plan)),
+            argv=(interpreter(request), PROGRAM, json.dumps(plan)),
             env={**_ENVIRONMENT, **request.env},
             ready_path="/health",
+            mounts=(INSIDE_FOLDER, os.path.dirname(os.path.abspath(source_path(request)))),
         )
+
+    def in_flight(self) -> InFlight:
+        return InFlight("/metrics", sum_of("llamacpp:requests_processing", "llamacpp:requests_deferred"))
 
     def settings(self, request: EngineRequest) -> dict[str, Setting]:
         """The fields of xllamacpp.CommonParams that are set for this request; `args` go last.
@@ -94,6 +107,10 @@ class LlamaCpp:
         }
         if len(request.visible_devices) > 1:
             settings["tensor_split"] = [1.0] * len(request.visible_devices)
+        if request.max_batched_tokens is not None:
+            settings |= {"n_batch": request.max_batched_tokens, "n_ubatch": request.max_batched_tokens}
+        if request.kv_type is not None:
+            settings |= read_args(("--cache-type-k", request.kv_type, "--cache-type-v", request.kv_type))
         if request.embedding:
             settings |= {"embedding": True, "n_batch": context, "n_ubatch": context}
             if not header.number(f"{header.architecture}.pooling_type"):

@@ -79,6 +79,14 @@ def end_marked(mark: str) -> None:
         _kill(processes)
 
 
+def runner_is_gone(mark: str) -> bool:
+    """Whether this is the mark of an engine that a process of this namespace started which is no more."""
+    fields = mark.split(":", 4)
+    if len(fields) < 5 or not (fields[0].isdecimal() and fields[1].isdecimal()) or fields[2] != _namespace():
+        return False
+    return start_time(int(fields[0])) != int(fields[1])
+
+
 @cache
 def _namespace() -> str:
     """The pid namespace of this process, as the number that the kernel gives it."""

@@ -8,6 +8,7 @@ this process ends, the supervisor ends the engine. Linux only.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import signal
@@ -25,10 +26,12 @@ from typing import TextIO
 from urllib.parse import quote
 
 from rayscheduler.engines import supervisor
+from rayscheduler.engines.containers import NAME_PREFIX, contained, remove_container
 from rayscheduler.engines.environment import engine_environment
-from rayscheduler.engines.orphans import end_marked, mark_for
+from rayscheduler.engines.http_call import Answer, ask, ask_status
+from rayscheduler.engines.orphans import end_marked, mark_for, marked_processes
 from rayscheduler.engines.ports import ClaimedPort, claim_port
-from rayscheduler.engines.protocol import API_KEY_ENV, MARK_ENV, Command, Engine, EngineRequest
+from rayscheduler.engines.protocol import API_KEY_ENV, MARK_ENV, Call, Command, Engine, EngineRequest, InFlight
 from rayscheduler.errors import EngineError, EngineFailed
 
 FIRST_PROBE_S = 0.010
@@ -72,7 +75,9 @@ class Exit:
 class EngineProcess:
     """A started engine. `start` makes it, `wait_ready` waits for it, `stop` ends it and everything of it."""
 
-    def __init__(self, request: EngineRequest, command: Command, host: str, port: ClaimedPort) -> None:
+    def __init__(
+        self, request: EngineRequest, command: Command, host: str, port: ClaimedPort, in_flight: InFlight | None
+    ) -> None:
         """For `start` only."""
         self.request = request
         self.host = host
@@ -82,8 +87,11 @@ class EngineProcess:
         self.log_path = Path()
         self._started_s = time.monotonic()
         self._ready_path = command.ready_path
+        self._held_elsewhere_path = command.held_elsewhere_path
         self._claimed = port
         self._mark = ""
+        self._cleanup: tuple[str, ...] = ()
+        self._in_flight = None if request.node_rank else in_flight
         self.supervisor_pid = 0
         self._exit: Future[Exit] = Future()
         self._exit.set_running_or_notify_cancel()  # cancelling a waiter must not cancel what it waits for
@@ -102,7 +110,7 @@ class EngineProcess:
         claimed = claim_port(host, port)
         try:
             command = engine.command(request, claimed.number, api_key, host)
-            process = cls(request, command, host, claimed)
+            process = cls(request, command, host, claimed, engine.in_flight())
             process.api_key = api_key
             process.log_path = Path(log_path)
             process._spawn(command)
@@ -131,10 +139,13 @@ class EngineProcess:
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the engine answers its readiness path with 2xx; by default as long as the request allows.
+        A follower, which has none, only has to stay alive: whoever waits for its leader waits for it.
 
         EngineFailed, with the end of the log: the engine ended first, or the time is up. `stop` is the
         caller's duty in the latter case.
         """
+        if not self._ready_path:
+            return
         limit_s = self.request.load_timeout_ms / 1000 if timeout_s is None else timeout_s
         deadline_s = time.monotonic() + limit_s
         exited = asyncio.wrap_future(self._exit)
@@ -169,13 +180,44 @@ class EngineProcess:
             self._tell(b"K")
         return self._exit.result()
 
+    async def call(self, call: Call) -> Answer:
+        """Ask the engine something, with its key. OSError, ValueError: it gives no answer."""
+        return await ask(self.host, self.port, self.api_key, call)
+
+    async def in_flight(self, limit_s: float = PROBE_TIMEOUT_S) -> int | None:
+        """Requests that it works on or that wait in it; None: it does not tell, or not in time."""
+        if self._in_flight is None:
+            return None
+        try:
+            answer = await asyncio.wait_for(self.call(Call("GET", self._in_flight.path)), limit_s)
+            return self._in_flight.read(answer.text) if answer.ok else None
+        except (OSError, ValueError, KeyError, asyncio.TimeoutError):
+            return None
+
     def pids(self) -> list[int]:
         """The engine's processes, its main process first; without the supervisor."""
-        return [] if self._exit.done() else supervisor.descendants(self.supervisor_pid)
+        if self._exit.done():
+            return []
+        below = supervisor.descendants(self.supervisor_pid)
+        if not self.request.container_image:
+            return below
+        known = {*below, self.supervisor_pid}
+        return below + [each.pid for each in marked_processes() if each.mark == self._mark and each.pid not in known]
 
     def measured_bytes(self) -> int:
         """Host memory held by all processes of the engine: shared pages by their share (PSS), else resident."""
         return sum(held_bytes(pid) for pid in self.pids())
+
+    async def held_elsewhere_bytes(self) -> int:
+        """Memory that a process which is not the engine's holds for it, as the engine says; 0 if it says nothing."""
+        if not self._held_elsewhere_path:
+            return 0
+        try:
+            asked = ask(self.host, self.port, self.api_key, Call("GET", self._held_elsewhere_path))
+            answer = await asyncio.wait_for(asked, PROBE_TIMEOUT_S)
+            return int(json.loads(answer.text)["held_elsewhere_bytes"])
+        except (OSError, ValueError, KeyError, TypeError, asyncio.TimeoutError):
+            return 0
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines that the engine wrote, at most 64 KiB of them."""
@@ -194,7 +236,12 @@ class EngineProcess:
     def _spawn(self, command: Command) -> None:
         if sys.platform != "linux":
             raise EngineError(f"engines run on Linux only, not on {sys.platform}")
-        self._mark = mark_for(self.request.replica, secrets.token_hex(8))
+        nonce = secrets.token_hex(8)
+        self._mark = mark_for(self.request.replica, nonce)
+        if self.request.container_image:
+            name = NAME_PREFIX + nonce
+            command = contained(command, self.request, name, self._mark)
+        self._cleanup = command.cleanup
         own = {API_KEY_ENV: self.api_key, MARK_ENV: self._mark}
         self.log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         ours, theirs = socket.socketpair()
@@ -203,7 +250,7 @@ class EngineProcess:
             front = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", supervisor.__file__),
-                    *(str(os.getpid()), control, log_path, "--", *command.argv),
+                    *(str(os.getpid()), control, log_path, *command.cleanup, "--", *command.argv),
                 ],
                 env=engine_environment(os.environ, self.request, {**command.env, **own}),
                 stdin=subprocess.DEVNULL,
@@ -237,6 +284,7 @@ class EngineProcess:
                     status = int(rest)
         if status is None:
             end_marked(self._mark)
+            remove_container(self._cleanup)
         self._control.close()
         self._claimed.release()
         self._exit.set_result(Exit(status))
@@ -256,27 +304,12 @@ class EngineProcess:
     async def _probe(self, limit_s: float) -> str:
         """Ask once whether it is ready. `HTTP 200`, or what happened instead."""
         try:
-            line = (await asyncio.wait_for(self._ask(), limit_s)).split()
+            asked = ask_status(self.host, self.port, self.api_key, Call("GET", self._ready_path))
+            return f"HTTP {await asyncio.wait_for(asked, limit_s)} from {self._ready_path}"
         except asyncio.TimeoutError:
             return f"it did not answer {self._ready_path} within {limit_s:.3g} s"
         except (OSError, ValueError) as error:
             return f"it did not answer {self._ready_path} ({error})"
-        if len(line) < 2 or not line[0].startswith("HTTP/"):
-            return f"it did not answer {self._ready_path} in HTTP"
-        return f"HTTP {line[1]} from {self._ready_path}"
-
-    async def _ask(self) -> str:
-        """The status line of the readiness path. By hand: an HTTP client takes longer to import than
-        the small engines take to load."""
-        reader, writer = await asyncio.open_connection(self.host, self.port)
-        try:
-            writer.write(
-                f"GET {self._ready_path} HTTP/1.1\r\nHost: {self.endpoint.removeprefix('http://')}\r\n"
-                f"Authorization: Bearer {self.api_key}\r\nConnection: close\r\n\r\n".encode()
-            )
-            return (await reader.readline()).decode("latin-1")
-        finally:
-            writer.transport.abort()
 
     def _failed(self, what: str) -> EngineFailed:
         """The error that says what happened, how long after the start, and what the engine wrote last."""
@@ -290,9 +323,10 @@ class EngineProcess:
         )
 
 
-def log_file_name(replica: str) -> str:
-    """A file name for the log of a replica, whose id may hold a slash: `org%2Fmodel#1.log`."""
-    return quote(replica, safe="#@:+ ") + ".log"
+def log_file_name(replica: str, node_rank: int = 0) -> str:
+    """A file name for the log of a replica, whose id may hold a slash: `org%2Fmodel#1.log`; of one of its
+    followers: `org%2Fmodel#1-node2.log`."""
+    return quote(replica, safe="#@:+ ") + (f"-node{node_rank}" if node_rank else "") + ".log"
 
 
 def held_bytes(pid: int) -> int:

@@ -1,22 +1,25 @@
 """The engine `simulated`: a real small HTTP server that answers like a model, for tests, demos and rehearsals.
 
 Rules of this file: the keys of the catalog's `simulate:` section are read here, durations as milliseconds.
-The server (simulated_server.py) is a program of its own under the same rules as any engine.
+The server (simulated_server.py) is a program of its own under the same rules as any engine. Over several
+nodes the followers (simulated_follower.py) hold memory and a connection to it; it alone fails when told to.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rayscheduler.engines.protocol import Command, EngineRequest, check_environment
+from rayscheduler.engines.containers import check_container
+from rayscheduler.engines.protocol import Command, Engine, EngineRequest, InFlight, check_environment
+from rayscheduler.engines.python_package import interpreter
 from rayscheduler.errors import EngineError
 
 NAME = "simulated"
 _SERVER = Path(__file__).with_name("simulated_server.py")
+_FOLLOWER = Path(__file__).with_name("simulated_follower.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Simulation:
     allocate: bool | int = False
 
 
-class Simulated:
+class Simulated(Engine):
     """Needs no source; `args` are not used."""
 
     name = NAME
@@ -47,6 +50,7 @@ class Simulated:
 
     def validate(self, request: EngineRequest) -> None:
         check_environment(request)
+        check_container(request)
         simulation_of(request)
 
     def check(self, request: EngineRequest) -> None:
@@ -69,8 +73,17 @@ class Simulated:
             "fail_status": simulation.fail_status,
             "allocate_bytes": sum(request.device_bytes) if all_reserved else int(simulation.allocate),
             "allocate_counts_all": all_reserved,
+            "node_count": request.node_count,
+            "node_rank": request.node_rank,
+            "leader_host": request.leader_host,
+            "leader_port": request.leader_port,
         }
-        return Command((sys.executable, "-I", "-S", str(_SERVER), json.dumps(plan)), {}, "/health")
+        program, ready_path = (_FOLLOWER, "") if request.node_rank else (_SERVER, "/health")
+        argv = (interpreter(request), "-I", "-S", str(program), json.dumps(plan))
+        return Command(argv, dict(request.env), ready_path, mounts=(str(program.parent),))
+
+    def in_flight(self) -> InFlight:
+        return InFlight("/stats", lambda page: int(json.loads(page)["in_flight"]))
 
 
 def simulation_of(request: EngineRequest) -> Simulation:

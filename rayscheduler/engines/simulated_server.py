@@ -4,6 +4,9 @@ It listens at once, says 503 until its load time is over, and then answers with 
 text at a given speed. A prompt may hold directives: `#tokens=500` (length of the answer), `#crash` (end
 the process before the first byte) and `#crash=midstream` (after some tokens). `GET /stats` counts requests.
 
+Over several nodes this is the leader: it loads when its followers (simulated_follower.py) have all connected,
+and ends when it loses one, as engines do whose nodes work in step.
+
 Rules of this file: it is run by its path with `python -I -S`: the standard library only, no import from
 the package, and few imports, as a start must cost little. One connection is served by one task, which is
 cancelled when the client goes away, as a model's server would stop generating.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import itertools
 import json
 import mmap
@@ -402,12 +406,34 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
+async def lead(model: Model) -> None:
+    """Returns when the followers of all other nodes have joined; the loss of one ends this process."""
+    awaited = {b"%d\n" % rank for rank in range(1, model.plan["node_count"])}
+    all_joined = asyncio.Event()
+
+    async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = await reader.readline()
+        if hello not in awaited:
+            return writer.close()
+        awaited.discard(hello)
+        if not awaited:
+            all_joined.set()
+        with contextlib.suppress(OSError):  # a reset is an end, too
+            await reader.read()
+        return model.end(f"the connection to its node {hello.decode().strip()} was lost")
+
+    await asyncio.start_server(joined, model.plan["host"], model.plan["leader_port"])
+    await all_joined.wait()
+
+
 async def main(plan: Mapping[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: loop.call_later(plan["unload_ms"] / 1000, os._exit, 0))
     model = Model(plan, os.environ.pop("RAYSCHEDULER_API_KEY", ""))
     server = await loop.create_server(lambda: Connection(model), plan["host"], plan["port"], backlog=1024)
+    if plan["node_count"] > 1:
+        await lead(model)
     await model.load()
     await server.serve_forever()
 

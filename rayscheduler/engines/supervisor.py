@@ -9,7 +9,10 @@ The supervisor ends every descendant with SIGKILL when the runner dies, when the
 ends, or when the runner says so, and leaves only when the kernel says that no descendant is left. It
 also writes the engine's log, so that a busy runner never stalls the engine.
 
-Its arguments: the runner's pid, a socket's file descriptor, the log's path, `--`, the engine's argv.
+An engine in a container is not below us: its last act is then a command that removes the container.
+
+Its arguments: the runner's pid, a socket's file descriptor, the log's path, the command that removes what
+is not below us (or nothing), `--`, the engine's argv.
 On the socket it hears `T` (SIGTERM to the engine's group) and `K` (end all); end of file means that the
 runner is gone. It says `started PID OWN-PID`, `exited STATUS` (as of os.wait) or `failed REASON`.
 
@@ -25,12 +28,15 @@ import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 LOG_BYTES_MAX = 1 << 20  # then the log becomes LOG.1 and a new one begins
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 RECHECK_MS = 50
+CLEANUP_ATTEMPTS_MAX = 5
+CLEANUP_PAUSE_S = 0.5
 
 
 class Log:
@@ -61,7 +67,10 @@ class Log:
 class Supervisor:
     """Starts the engine and does not return before it and all that it started are gone."""
 
-    def __init__(self, runner_fd: int, control: int, log_path: str, argv: Sequence[str]) -> None:
+    def __init__(
+        self, runner_fd: int, control: int, log_path: str, argv: Sequence[str], cleanup: Sequence[str] = ()
+    ) -> None:
+        self._cleanup = list(cleanup)
         self._runner_fd = runner_fd  # a pidfd: readable when the runner is gone
         self._control = control
         self._log = Log(log_path)
@@ -173,6 +182,10 @@ class Supervisor:
                     os.kill(pid, signal.SIGKILL)
             # One that was forked meanwhile comes to us as an orphan, without a signal: look again soon.
             woken.poll(RECHECK_MS)
+        for _ in range(CLEANUP_ATTEMPTS_MAX if self._cleanup else 0):
+            if os.spawnvp(os.P_WAIT, self._cleanup[0], self._cleanup) == 0:
+                break
+            time.sleep(CLEANUP_PAUSE_S)  # the daemon that it asks may be starting again
 
 
 def descendants(root: int) -> list[int]:
@@ -234,7 +247,8 @@ def main(arguments: Sequence[str]) -> None:
             name.write("rs-supervisor")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        supervisor = Supervisor(runner_fd, control, log_path, arguments[4:])
+        dashes = arguments.index("--")
+        supervisor = Supervisor(runner_fd, control, log_path, arguments[dashes + 1 :], arguments[3:dashes])
         _say(control, f"started {supervisor.engine_pid} {os.getpid()}")
         _say(control, f"exited {supervisor.run()}")
     except OSError as error:

@@ -12,7 +12,7 @@ const $ = (selector) => document.querySelector(selector);
 const TONE = {
   loaded: "good", RUNNING: "good", grant: "good", start: "good",
   loading: "warn", PENDING: "warn", STARTING: "warn", DRAINING: "warn", STOPPING: "warn", stop: "warn",
-  backing_off: "bad", reject: "bad",
+  sizing: "warn", backing_off: "bad", refused: "bad", unsized: "bad", reject: "bad",
 };
 const COMING = new Set(["PENDING", "STARTING"]);
 const LEAVING = new Set(["DRAINING", "STOPPING"]);
@@ -162,27 +162,42 @@ function program(process) {
 }
 
 function drawModels(models) {
-  const order = { loaded: 0, loading: 1, backing_off: 2, unloaded: 3 };
+  const order = { loaded: 0, loading: 1, sizing: 1, backing_off: 2, refused: 2, unsized: 2, unloaded: 3 };
   const sorted = [...models].sort((a, b) => (order[a.state] ?? 4) - (order[b.state] ?? 4) || a.name.localeCompare(b.name));
   count("#models", `${models.filter((model) => model.state === "loaded").length} of ${models.length} loaded`);
   fill("#models", sorted, (model) => model.name, (model) => {
     const aliases = model.aliases.length ? ` ${model.aliases.join(", ")}` : "";
-    const trouble = model.state === "backing_off" && model.last_error ? model.last_error : "";
+    const trouble = ["backing_off", "refused", "unsized"].includes(model.state) && model.last_error ? model.last_error : "";
+    const figure = model.memory?.by_count?.[0];
     return [
       [`${model.name}${aliases}${trouble}`, "name", () => [
         coloured(element("span", "dot"), model.name), model.name, element("small", "", aliases),
         ...(trouble ? [element("span", "problem", trouble)] : [])]],
       [`${model.state}${model.pinned}`, "", () => [badge(model.state), model.pinned ? " pinned" : ""]],
       text(model.engine ?? "–"),
-      text(size(model.memory_bytes), "num"),
+      memoryCell(size(model.memory_bytes), figure ? `as ${figure.source}` : ""),
+      memoryCell(size(figure?.estimated_bytes), parts(figure?.parts_bytes)),
+      memoryCell(size(figure?.measured_bytes), figure?.measured_bytes && !figure.exercised ? "seen idle only" : ""),
       text(model.replicas.length, "num"),
       text(model.waiting, "num"),
       [`${model.state}${model.pinned}`, "acts", () => [
-        act(model.name, "load", ["loaded", "loading"].includes(model.state)),
-        act(model.name, "unload", model.state === "unloaded"),
+        act(model.name, "load", ["loaded", "loading", "refused", "unsized"].includes(model.state)),
+        act(model.name, "unload", ["unloaded", "refused", "unsized"].includes(model.state)),
         act(model.name, model.pinned ? "unpin" : "pin", false)]],
     ];
   }, "the catalog is empty");
+}
+
+// A size, and under the pointer where it comes from.
+const memoryCell = (shown, why) => [`${shown}${why}`, "num", () => {
+  const cell = element("span", "", shown);
+  cell.title = why;
+  return cell;
+}];
+
+function parts(sizes) {
+  return Object.entries(sizes ?? {}).sort((a, b) => b[1] - a[1])
+    .map(([name, bytes]) => `${name.replaceAll("_", " ")} ${size(bytes)}`).join(", ");
 }
 
 function act(model, verb, disabled) {

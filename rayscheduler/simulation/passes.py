@@ -28,7 +28,9 @@ def check_obligations(book: Book, this: Pass, snapshot: Snapshot) -> None:
         left = each.model in this.unloaded and each.state != "STOPPING" and len(this.events) == 1
         demand(not left, "unloaded", f"{each.id} is {each.state}, and {each.model} was unloaded")
     if this.failed_loads:
-        coming = {r.model for r in snapshot.replicas if r.state in ("PENDING", "STARTING", "RUNNING")}
+        there = [r for r in snapshot.replicas if r.state in ("PENDING", "STARTING", "RUNNING")]
+        there.extend(r for r in snapshot.replicas if r.id in this.draining_after - this.draining)
+        coming = {r.model for r in there}
         for request in book.waiting.values():
             lost = request.model in this.failed_loads and request.model not in coming
             demand(not lost, "a failed load rejects", f"{request.id} still waits after {request.model} failed to load")
@@ -159,6 +161,8 @@ def check_victims(book: Book, this: Pass) -> None:
         if loading is None or this.pending.keys() != {way} or any(len(v.placement.nodes) > 1 for v in victims):
             continue
         names = [victim.id for victim in victims]
+        if this.draining.intersection(names):
+            continue  # chosen in an earlier pass, when other candidates were there
         for victim in victims:
             others = [name for name in names if name != victim.id]
             if fits(loading.model, book.rooms(without=others), book.settings):

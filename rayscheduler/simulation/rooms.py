@@ -146,8 +146,11 @@ def vector_matches(model: Model, placement: Placement, nodes: Mapping[NodeName, 
         return False
     if sum(device.capacity_bytes for device in taken) < want.total_device_memory_bytes:
         return False
-    sizes = [d.capacity_bytes - d.headroom_bytes if want.exclusive else size for d in taken]
-    if list(placement.device_bytes) != sizes:
+    held = placement.device_bytes
+    if want.exclusive:
+        if list(held) != [d.capacity_bytes - d.headroom_bytes for d in taken]:
+            return False
+    elif any(each != held[0] for each in held) or not _within(held, size, want.bytes_max_by_count.get(count, size)):
         return False
     pin = model.pin if model.pinned else None
     if pin is not None:
@@ -155,3 +158,7 @@ def vector_matches(model: Model, placement: Placement, nodes: Mapping[NodeName, 
             return False
         return not pin.devices or set(pin.devices) == set(placement.devices)
     return True
+
+
+def _within(sizes: Iterable[int], least: int, most: int) -> bool:
+    return all(least <= size <= max(least, most) for size in sizes)

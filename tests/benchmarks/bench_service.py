@@ -202,7 +202,7 @@ class Bench:
             began_s = time.perf_counter()
             ray.get(allocator.lease.remote("warm", f"bench-{index}", ""))
             between_s = time.perf_counter()
-            ray.get(allocator.release.remote([f"bench-{index}"]))
+            ray.get(allocator.exchange.remote("", [f"bench-{index}"], []))
             leased.append(between_s - began_s)
             released.append(time.perf_counter() - between_s)
         return {"lease": percentiles(leased), "release": percentiles(released)}

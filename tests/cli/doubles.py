@@ -77,8 +77,28 @@ def model(name: str = "a", state: str = "unloaded", **other: Any) -> dict[str, A
         "memory_bytes": 60 * GIB,
         "backoff_s": None,
         "last_error": None,
+        "memory": {"known": True, "problem": None, "by_count": []},
         **other,
     }
+
+
+def figure(count: int = 1, **other: Any) -> dict[str, Any]:
+    """What is believed of a model on so many devices: one of `memory.by_count`."""
+    return {
+        "count": count,
+        "reserved_bytes": 10 * GIB,
+        "source": "estimated",
+        "stated_bytes": None,
+        "estimated_bytes": 10 * GIB,
+        "parts_bytes": {"kv_cache": 2 * GIB, "weights": 8 * GIB},
+        "measured_bytes": None,
+        "exercised": False,
+        **other,
+    }
+
+
+def memory(*figures: dict[str, Any]) -> dict[str, Any]:
+    return {"known": True, "problem": None, "by_count": list(figures)}
 
 
 def status(**other: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_what_others_hold_on_a_gpu(see: Callable[..., Measuring]) -> None:
     assert taken.readings == (DeviceReading(0, 20 * GIB, 15 * GIB, 45 * GIB),)
     assert taken.measured == {A: Measured({0: 15 * GIB})}
     assert taken.foreign == (ForeignProcess(0, 9, 20 * GIB, "python", "bob"),)
+
+
+def test_what_a_daemon_holds_for_a_replica_is_not_what_others_hold(see: Callable[..., Measuring]) -> None:
+    """The engine is an adapter that holds nothing; process 9 is a daemon that hosts its model and others."""
+    borrowed = replace(OURS, held_elsewhere_bytes=24 * GIB)
+    taken = see(29 * GIB, {9: 29 * GIB}, [501], {9: Who("ollama")}).take([borrowed])
+    assert taken.readings == (DeviceReading(0, 5 * GIB, 24 * GIB, 51 * GIB),)
+    assert taken.measured == {A: Measured({0: 24 * GIB})}
 
 
 def test_what_is_not_lent_is_theirs_to_take(see: Callable[..., Measuring]) -> None:

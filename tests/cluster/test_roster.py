@@ -67,12 +67,19 @@ def test_a_good_life(story: Story) -> None:
     assert story.news() == []
 
 
+def test_what_is_held_elsewhere_is_told_to_the_nodes_agent(story: Story) -> None:
+    story.says(RunnerState.LOADING, engine_pid=8)
+    story.says(RunnerState.RUNNING, engine_pid=8, held_elsewhere_bytes=60)
+    (watched,) = story.roster.watched("node")
+    assert (watched.engine_pid, watched.device_bytes, watched.held_elsewhere_bytes) == (8, {0: 100}, 60)
+
+
 def test_the_group_may_be_gone_before_the_runner_was_heard(story: Story) -> None:
     story.says(RunnerState.ANNOUNCED)
     story.roster.stop(A)
     story.roster.group_gone(A)
     assert (story.suspected, story.news()) == ([A], []), "who knows whether its engine is gone"
-    story.roster.died(A, "one")
+    story.roster.died(A, "one", "node")
     assert story.news() == [ReplicaStopped(A)]
 
 
@@ -94,7 +101,7 @@ def test_a_failure_is_told_once(story: Story, state: str, kind: FailureKind) -> 
     story.says(RunnerState.ANNOUNCED)
     assert story.says(RunnerState(state), detail="why") is Verdict.STAND_DOWN
     assert story.news() == [ReplicaFailed(A, kind, "why")]
-    story.roster.died(A, "one")
+    story.roster.died(A, "one", "node")
     story.roster.stop(A)
     story.says(RunnerState.STOPPED)
     story.roster.group_gone(A)
@@ -106,11 +113,11 @@ def test_a_dead_runner_is_a_crash_and_the_next_incarnation_stands_down(story: St
     story.says(RunnerState.ANNOUNCED)
     story.says(RunnerState.RUNNING)
     story.news()
-    story.roster.died(A, "another")
+    story.roster.died(A, "another", "node")
     assert story.news() == []
     assert story.says(RunnerState.ANNOUNCED, incarnation="two") is Verdict.STAND_DOWN
     assert (story.suspected, story.news()) == ([A], [])
-    story.roster.died(A, "one")
+    story.roster.died(A, "one", "node")
     (failed,) = story.news()
     assert isinstance(failed, ReplicaFailed)
     assert failed.kind is FailureKind.CRASH
@@ -119,7 +126,7 @@ def test_a_dead_runner_is_a_crash_and_the_next_incarnation_stands_down(story: St
 def test_a_runner_that_dies_while_it_leaves_has_left(story: Story) -> None:
     story.says(RunnerState.ANNOUNCED)
     story.roster.stop(A)
-    story.roster.died(A, "one")
+    story.roster.died(A, "one", "node")
     story.roster.group_gone(A)
     assert story.news() == [ReplicaStopped(A)]
 
@@ -131,8 +138,13 @@ def test_serve_did_not_start_it(story: Story) -> None:
 
 def test_nobody_waits_for_a_runner_on_a_lost_node(story: Story) -> None:
     story.says(RunnerState.ANNOUNCED)
-    story.roster.node_gone(A)
+    story.roster.only_alive({"node"})
+    assert story.ended == []
+    story.roster.only_alive({"other"})
+    assert (story.ended, story.roster.watched("node")) == ([A], [])
+    story.roster.stop(A)  # the core has heard of the node, too
     story.roster.group_gone(A)
+    assert story.news() == [ReplicaStopped(A)]
     assert story.forgotten
 
 

@@ -67,7 +67,7 @@ def test_every_key_is_known() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"models": [{"name": "a", "engine": "vllm", "memory": "1GiB"}]},
+        {"models": [{"name": "a", "engine": "vlm", "memory": "1GiB"}]},
         {"models": [{"name": "a", "engine": "simulated", "memory": "1GB"}]},
         {"models": [{"name": "a", "engine": "simulated", "memory": 0}]},
         {"models": [{"name": "a#1", "engine": "simulated", "memory": 1}]},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayscheduler.config.service import ServiceConfig, config_from_json, config_from_text, load_config
+from rayscheduler.config.service import ModelEntry, ServiceConfig, config_from_json, config_from_text, load_config
 from rayscheduler.core.types import PolicyName
 from rayscheduler.errors import ConfigError
 
@@ -73,6 +73,7 @@ def test_what_engines_are_told(config: ServiceConfig) -> None:
     assert config.models[1].engine_fields() == {
         "model": "1.5",
         "source": "org/model",
+        "daemon": None,
         "args": ("vllm", "serve", "${MODEL}", "--port", "${PORT}", "--seed", "7"),
         "env": {"HF_HUB_OFFLINE": "1", "DEBUG": "on"},
         "context_length": None,
@@ -81,6 +82,12 @@ def test_what_engines_are_told(config: ServiceConfig) -> None:
         "ready_path": "/ready",
         "load_timeout_ms": 600_000,
         "simulate": {},
+        "pipeline": 1,
+        "max_batched_tokens": None,
+        "kv_type": None,
+        "kv_cache_bytes": None,
+        "python": None,
+        "runtime_env": {},
     }
     assert config.models[2].engine_fields()["simulate"] == {
         "load": 2000,
@@ -113,6 +120,7 @@ def test_a_stored_config_reads_back_as_itself(config: ServiceConfig) -> None:
         ("https://host/a.gguf", "llama-cpp", "https://host/a.gguf"),
         ("org/model", "command", "org/model"),
         ("./model", "command", "/srv/model"),
+        ("llama3.2:3b", "ollama", "llama3.2:3b"),
     ],
 )
 def test_sources_are_relative_to_the_file(source: str, engine: str, absolute: str) -> None:
@@ -125,11 +133,15 @@ def test_sources_are_relative_to_the_file(source: str, engine: str, absolute: st
     [
         ("{name: a, memory: 1GiB}", ": the key 'engine' is missing; add for example engine: llama-cpp"),
         ("{name: a, memory: 1GiB, engine: vlm}",
-         ".engine: 'vlm' is not one of the engines; the engines are: command, llama-cpp, simulated"),
+         ".engine: 'vlm' is not one of the engines; did you mean vllm?"),
         ("{name: a, memory: 1GiB, engine: lama-cpp}",
          ".engine: 'lama-cpp' is not one of the engines; did you mean llama-cpp?"),
         ("{name: a, memory: 1GiB, engine: llama-cpp}",
          ": 'a' has no source; add the path of its GGUF file, source: model.gguf"),
+        ("{name: a, memory: 1GiB, engine: ollama}",
+         ": 'a' has no source; add its name in `ollama list`, source: llama3.2:3b"),
+        ("{name: a, memory: 1GiB, engine: llama-cpp, source: a.gguf, daemon: 'http://127.0.0.1:11434'}",
+         ".daemon: the engine llama-cpp uses no daemon; remove it, or use engine: ollama"),
         ("{name: a, memory: 1GiB, engine: command}",
          ": 'a' has no args, the command that serves it; "
          "add for example args: [vllm, serve, org/model, --port, '${PORT}']"),
@@ -194,3 +206,43 @@ def test_bad_files(text: str, message: str) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file; check the path$"):
         load_config(tmp_path / "none.yaml")
+
+
+def one(text: str) -> ModelEntry:
+    (entry,) = config_from_text(f"models: [{text}]").models
+    return entry
+
+
+def test_an_engine_that_reads_files_may_leave_its_memory_to_an_estimate() -> None:
+    entry = one("{name: a, engine: llama-cpp, source: a.gguf, gpus: [1, 2]}")
+    assert (entry.says_memory, entry.can_be_estimated) == (False, True)
+    assert (entry.device_counts, entry.bytes_by_count()) == ([1, 2], {})
+    again = config_from_json(config_from_text("models: [{name: a, engine: llama-cpp, source: a.gguf}]").to_json())
+    assert again.models[0].says_memory is False
+
+
+def test_an_elastic_memory_is_shared_like_any_other_and_reads_back() -> None:
+    text = "{name: a, engine: simulated, memory: {min: 20GiB, max: 60GiB}, gpus: [0, 1, 2]}"
+    entry = one(text)
+    assert entry.bytes_by_count() == {0: 20 * GIB, 1: 20 * GIB, 2: 10 * GIB}
+    want = entry.to_model().requirement
+    assert want.bytes_max_by_count == {1: 60 * GIB, 2: 30 * GIB}
+    (again,) = config_from_json(config_from_text(f"models: [{text}]").to_json()).models
+    assert again == entry
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("trust: true", ".trust: there is no memory to be trusted; add memory, or remove trust"),
+        ("memory: {min: 2GiB}", ".memory: the key 'max' is missing; add for example max: 60GiB"),
+        ("memory: {min: 2GiB, max: 1GiB}", ".memory.max: max 1GiB is less than min 2GiB; write max: 2GiB or more"),
+        ("memory: {min: 2GiB, max: 3GB}", ".memory.max: '3GB' is not a size; write for example 3GiB"),
+        ("memory: {min: 2GiB, most: 3GiB}", ".memory.most: the key 'most' is unknown"),
+        ("memory: {min: 2GiB, max: 3GiB}, exclusive: true", ".memory: a model with whole devices has no use for a max"),
+    ],
+)
+def test_what_is_wrong_about_memory(keys: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        one(f"{{name: a, engine: llama-cpp, source: a.gguf, {keys}}}")
+    assert f"models[0]{told}" in str(caught.value)

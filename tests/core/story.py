@@ -56,12 +56,14 @@ def node(name: str, devices: str, **options: str) -> Node:
 
 
 def model(name: str, memory: str, **options: str) -> Model:
-    """`each=1:60GiB,2:33GiB` stands for `memory_per_device` (`memory` is ignored then)."""
+    """`each=1:60GiB,2:33GiB` stands for `memory_per_device` (`memory` is ignored then); `most=60GiB`: elastic."""
     counts = [int(n) for n in options.pop("gpus", "1,2,4,8").split(",")]
     each = {int(n): size(text) for n, text in pairs(options.pop("each", "")).items()}
+    most = size(options.pop("most", "0GiB"))
     backend = options.pop("backend", "")
     want = {
         "bytes_by_count": each or {n: -(-size(memory) // max(n, 1)) for n in counts},
+        "bytes_max_by_count": {n: -(-most // n) for n in counts if most and n},
         "backend": Backend(backend) if backend else None,
         "labels": pairs(options.pop("labels", "")),
         "node_millicpus": int(options.pop("node_cpus", "0")) * 1000,

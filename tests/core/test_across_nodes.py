@@ -158,3 +158,19 @@ def test_least_loaded_nodes_are_taken() -> None:
         > load w   -> start w#1 n2/0,n3/0
         """
     )
+
+
+def test_a_node_that_came_back_holds_nothing_of_what_it_lost() -> None:
+    """The rest of a replica is on the other node; when that is lost too, nothing of it is left anywhere."""
+    Story().tell(
+        """
+        node  n1  40GiB
+        node  n2  40GiB
+        model a   80GiB  gpus=2 across=yes
+        > load a           -> start a#1 n1/0,n2/0
+        > lost n2          -> stop a#1 node_lost
+        > joined n2 40GiB  ->
+        > lost n1          ->
+        > joined n1 40GiB  -> start a#2 n1/0,n2/0
+        """
+    )

@@ -167,6 +167,19 @@ def test_types_are_told_apart_within_a_node() -> None:
     )
 
 
+def test_of_several_types_in_one_replica_the_least_preferred_one_counts() -> None:
+    """With an L40 there is an A100 among the two, whichever two: the least loaded ones are taken."""
+    Story().tell(
+        """
+        node  n1  3x80GiB  type=L40,A100,A100
+        model a   60GiB  gpus=2 types=L40,A100
+        model f   10GiB
+        > found f#1 n1/0 10GiB  ->
+        > load a   -> start a#1 n1/1,n1/2
+        """
+    )
+
+
 def test_a_host_only_model_goes_to_the_least_loaded_node_whatever_its_types() -> None:
     Story().tell(
         """

@@ -11,6 +11,7 @@ from rayscheduler.engines import EngineRequest, by_name
 from rayscheduler.engines.orphans import marked_processes
 from rayscheduler.engines.process import EngineProcess, log_file_name
 from rayscheduler.errors import EngineFailed
+from tests.engines.ollama_site import OllamaStore
 from tests.engines.pids import NamedPipe
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -43,7 +44,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     started: list[EngineProcess] = []
 
     def start_engine(name: str, request: EngineRequest, port: int | None = None) -> EngineProcess:
-        log_path = tmp_path / "logs" / log_file_name(request.replica)
+        log_path = tmp_path / "logs" / log_file_name(request.replica, request.node_rank)
         process = EngineProcess.start(by_name(name), request, "127.0.0.1", log_path, port)
         started.append(process)
         return process
@@ -53,6 +54,11 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         await process.stop(grace_s=0)
     pids = {process.pid for process in started}
     assert [left for left in marked_processes() if left.pid in pids] == []
+
+
+@pytest.fixture
+def ollama_store(tmp_path: Path) -> OllamaStore:
+    return OllamaStore(tmp_path / "ollama")
 
 
 @pytest.fixture

@@ -74,6 +74,10 @@ def test_every_variable_has_its_value() -> None:
         "CONTEXT_LENGTH": "2048",
         "CONCURRENCY": "3",
         "DEVICE_BYTES": "5000",
+        "NODE_RANK": "0",
+        "NODE_COUNT": "1",
+        "LEADER_HOST": "10.0.0.1",
+        "LEADER_PORT": "0",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import xllamacpp
 from openai import AsyncOpenAI
 
 from rayscheduler.engines import EngineRequest, by_name, llama_cpp
+from rayscheduler.engines.inside.rayscheduler_llama_cpp import assign
 from rayscheduler.engines.llama_cpp_args import DECIDED_ELSEWHERE, FLAGS, read_args
-from rayscheduler.engines.llama_cpp_server import assign
 from rayscheduler.engines.process import EngineProcess
 from rayscheduler.errors import EngineError, EngineMissing, SourceError
 from tests.engines.conftest import Start
@@ -100,7 +101,7 @@ async def test_a_client_that_leaves_frees_its_slot(start: Start, endless_model: 
         body = {"prompt": "go", "max_tokens": 30_000, "stream": True}
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             await anext(answer.aiter_bytes())
-            assert await busy_slots(client) == 1
+            assert await busy_slots(client) == await engine.in_flight() == 1
         await until_busy(client, 0)
 
 
@@ -279,7 +280,7 @@ def test_a_source_in_the_home_directory(monkeypatch: pytest.MonkeyPatch, tiny_mo
 
 
 def test_without_the_package_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    monkeypatch.setattr(llama_cpp, "PACKAGE", "xllamacpp_that_is_not_there")
+    monkeypatch.setattr(llama_cpp, "PACKAGE", replace(llama_cpp.PACKAGE, name="xllamacpp-that-is-not-there"))
     with pytest.raises(EngineMissing, match=r'pip install "rayscheduler\[llama-cpp\]"'):
         by_name("llama-cpp").check(request(tiny_model))
 

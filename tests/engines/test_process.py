@@ -200,13 +200,15 @@ def _devices_of(environment: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize("engine", NAMES)
 @pytest.mark.parametrize("key", ["CUDA_VISIBLE_DEVICES", "RAYSCHEDULER_API_KEY", "A=B"])
 def test_env_that_contradicts_the_scheduler_is_an_error(engine: str, key: str) -> None:
-    request = EngineRequest("a", "a#1", args=("true",), env={key: "0"})
+    request = EngineRequest("a", "a#1", source="a", args=("true",), env={key: "0"})
     with pytest.raises(EngineError, match=key):
         by_name(engine).validate(request)
 
 
 def test_an_unknown_engine_is_named_with_those_that_exist() -> None:
-    with pytest.raises(EngineError, match="no engine 'vlm'; known are llama-cpp, command, simulated"):
+    with pytest.raises(
+        EngineError, match="no engine 'vlm'; known are vllm, sglang, llama-cpp, ollama, transformers, command"
+    ):
         by_name("vlm")
 
 

@@ -15,7 +15,7 @@ from rayscheduler.cluster.resources import resources_json
 from rayscheduler.engines import simulated_server
 from tests.fake_nvml.driver import COMPILER, GIB, NO_COMPILER, Card, FakeDriver
 from tests.fake_nvml.observer import Observer
-from tests.integration.more_nodes import a_node
+from tests.integration.nodes import a_node
 from tests.integration.world import World
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)

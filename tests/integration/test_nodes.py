@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
-
 from rayscheduler.cluster.resources import detect_devices, resources_json
-from tests.integration.more_nodes import a_node
+from tests.integration.nodes import a_node, kill_raylet
 from tests.integration.world import World, is_gone
 
 MODELS = """
@@ -39,9 +37,7 @@ def test_pretended_devices_take_simulated_models_only_and_die_with_their_node(wo
         world.until_quiet()
         engines = [world.pids_of(name)[1] for name in names]
 
-        for process in psutil.Process(raylet.pid).children():
-            if process.name() == "raylet":
-                process.kill()
+        kill_raylet(raylet)
         world.until(lambda now: not now["replicas"])
         assert [world.decisions(decision="stop", replica=name)[0]["reason"] for name in names] == ["node_lost"] * 3
         status = world.until_quiet()

@@ -55,7 +55,7 @@ class Ask:
         return answer
 
     def release(self) -> None:
-        self.world.call("release", [self.id])
+        self.world.call("exchange", "", [self.id], [])
 
 
 class World:

@@ -44,14 +44,23 @@ class Cluster:
 
 
 def clusters(*policies: PolicyName) -> st.SearchStrategy[Cluster]:
-    return dice(110, 110).map(lambda drawn: cluster(drawn, policies or tuple(PolicyName)))
+    return dice(120, 120).map(lambda drawn: cluster(drawn, policies or tuple(PolicyName)))
 
 
 def cluster(dice: Dice, policies: tuple[PolicyName, ...]) -> Cluster:
     settings = _settings(dice, dice.pick(policies))
     nodes = tuple(_node(dice, number) for number in range(1, 1 + dice.pick([1, 2, 2, 3])))
     models = tuple(_model(dice, name) for name in NAMES[: dice.pick([4, 5])])
-    return Cluster(settings, nodes, models, tuple(_found(dice, nodes, models)))
+    found = tuple(_found(dice, nodes, models))
+    return Cluster(settings, nodes, tuple(_elastic(dice, model) for model in models), found)
+
+
+def _elastic(dice: Dice, model: Model) -> Model:
+    """Now and then a model that can use more than it needs."""
+    if not dice.one_in(5):
+        return model
+    most = {count: size + 1 + dice.throw(5) for count, size in model.requirement.bytes_by_count.items() if count}
+    return replace(model, requirement=replace(model.requirement, bytes_max_by_count=most))
 
 
 def _found(dice: Dice, nodes: tuple[Node, ...], models: tuple[Model, ...]) -> Iterator[ReplicaFound]:

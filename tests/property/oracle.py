@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations, product
 from typing import Any
 
@@ -201,6 +201,23 @@ def best_place(picture: Picture, model: Model, gone: Collection[ReplicaId]) -> P
     return None if found is None else found[1]
 
 
+def grown(picture: Picture, model: Model, place: Placement, gone: Collection[ReplicaId]) -> Placement:
+    """An elastic model gets the same on each device, as much as the fullest of them has free, within its limits."""
+    want = model.requirement
+    most = want.bytes_max_by_count.get(len(place.devices))
+    if most is None or want.exclusive or not place.devices:
+        return place
+    sizes = [most]
+    for node in (picture.nodes[name] for name in place.nodes):
+        reserved = picture.reserved(node, gone)[0]
+        for device in node.devices:
+            if device.id in place.devices:
+                free = device.capacity_bytes - device.headroom_bytes - reserved[device.id] - picture.others[device.id]
+                sizes.append(free - (place.host_bytes if node.device_is_host_memory else 0))
+    each = max(min(sizes), place.device_bytes[0])
+    return replace(place, device_bytes=(each,) * len(place.devices))
+
+
 # -- and who leaves for it --------------------------------------------------------------------------
 
 
@@ -215,7 +232,7 @@ def best_plan(
     """The plan that SCENARIOS.md ranks first, by looking at every set of victims."""
     place = best_place(picture, model, ())
     if place is not None:
-        return Answer(place, ())
+        return Answer(grown(picture, model, place, ()), ())
     if not fits(picture, model, {c.id for c in candidates}):
         return None
     best: tuple[Any, Sequence[Victim]] | None = None
@@ -239,6 +256,7 @@ def best_plan(
     if best is None:
         return None
     leaving = sorted(best[1], key=lambda c: c.id_key)
-    place = best_place(picture, model, {c.id for c in leaving})
+    gone = {c.id for c in leaving}
+    place = best_place(picture, model, gone)
     assert place is not None
-    return Answer(place, tuple(c.id for c in leaving))
+    return Answer(grown(picture, model, place, gone), tuple(c.id for c in leaving))

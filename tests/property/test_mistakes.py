@@ -160,6 +160,31 @@ def forget_a_waiting_request(patch: Patch) -> None:
     patch.setattr(Requests, "reject", silent)
 
 
+def give_an_elastic_model_what_the_emptiest_device_has(patch: Patch) -> None:
+    honest = planner.Planner._grown
+
+    def generous(self: planner.Planner, model: Any, placement: Any, gone: Any) -> Any:
+        found = honest(self, model, placement, gone)
+        most = model.requirement.bytes_max_by_count.get(len(placement.devices))
+        if most is None or len(placement.devices) < 2:
+            return found
+        one = replace(placement, devices=placement.devices[-1:], device_bytes=placement.device_bytes[-1:])
+        alone = replace(model.requirement, bytes_max_by_count={1: most})
+        (each,) = honest(self, replace(model, requirement=alone), one, gone).device_bytes
+        return replace(found, device_bytes=(each,) * len(placement.devices))
+
+    patch.setattr(planner.Planner, "_grown", generous)
+
+
+def give_an_elastic_model_what_nobody_leaves(patch: Patch) -> None:
+    honest = planner.Planner._grown
+
+    def generous(self: planner.Planner, model: Any, placement: Any, gone: Any) -> Any:
+        return honest(self, model, placement, [*gone, *gone])
+
+    patch.setattr(planner.Planner, "_grown", generous)
+
+
 MISTAKES: list[Callable[[Patch], None]] = [
     start_before_the_victims_left,
     release_when_the_stop_is_sent,
@@ -176,6 +201,8 @@ MISTAKES: list[Callable[[Patch], None]] = [
     lease_what_is_being_drained,
     grant_beyond_the_concurrency,
     forget_a_waiting_request,
+    give_an_elastic_model_what_the_emptiest_device_has,
+    give_an_elastic_model_what_nobody_leaves,
 ]
 
 
@@ -183,7 +210,7 @@ def days_until_caught() -> int | None:
     """How many random days pass until somebody objects; None where nobody does."""
     for day in range(DAYS_MAX):
         dice = Random(day)
-        drawn = cluster(Dice(dice.randbytes(110)), (PolicyName.FIFO,))
+        drawn = cluster(Dice(dice.randbytes(120)), (PolicyName.FIFO,))
         try:
             Traffic(drawn, PlanJudge()).run(Dice(dice.randbytes(250)))
         except AssertionError:

@@ -210,6 +210,7 @@ class Traffic:
         books = self.books
         waiting = [(name, books.requests[name]) for name in books.waiting()]
         self.scheduler = Scheduler(self.cluster.settings)
+        self._drained = {}  # a successor finds replicas that run, and knows of no drain
         self.scheduler.restore(self.inventory(), self.now_ms)
         for name in sorted(books.seen):
             model, _, serial = name.rpartition("#")

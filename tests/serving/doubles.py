@@ -57,6 +57,7 @@ class FakeAllocator(Announcer):
         self.waiting: dict[str, asyncio.Future[None]] = {}
         self.asked: list[dict[str, Any]] = []
         self.released: list[list[str]] = []
+        self.exchanges = 0
         self.unreachable: list[tuple[str, str]] = []
         self.heartbeats: list[tuple[str, list[list[str]]]] = []
         self.verbs: list[tuple[str, str, object]] = []
@@ -81,33 +82,47 @@ class FakeAllocator(Announcer):
         tier: str | None = None,
         deadline_ms: int | None = None,
     ) -> dict[str, Any]:
-        self.asked.append(
-            {
-                "model": model,
-                "request_id": request_id,
-                "holder": holder,
-                "priority": priority,
-                "tier": tier,
-                "deadline_ms": deadline_ms,
-            }
-        )
+        """What an exchange left open, as no request comes here first."""
         self._call("lease")
+        waiter = self.waiting[request_id] = asyncio.get_running_loop().create_future()
+        self.announce()
+        try:
+            await waiter
+        except AllocatorUnavailable:
+            raise
+        except Exception as error:
+            return rejection("cancelled", 499, str(error))
+        finally:
+            self.waiting.pop(request_id, None)
+        return self._grant(self.aliases.get(model, model), request_id)
+
+    async def exchange(self, holder: str, ended: list[str], asks: list[list[Any]]) -> list[dict[str, Any] | None]:
+        for model, request_id, priority, tier, deadline_ms in asks:
+            self.asked.append(
+                {
+                    "model": model,
+                    "request_id": request_id,
+                    "holder": holder,
+                    "priority": priority,
+                    "tier": tier,
+                    "deadline_ms": deadline_ms,
+                }
+            )
+        self.exchanges += 1
+        self._call("asks" if asks else "exchange")
+        if ended:
+            self._release(ended)
+        return [self._answer(model, request_id) for model, request_id, *_ in asks]
+
+    def _answer(self, model: str, request_id: str) -> dict[str, Any] | None:
         name = self.aliases.get(model, model)
         if name in self.rejections:
             return {"granted": False, **self.rejections[name]}
         if name not in self.replicas:
             return rejection("model_not_found", 404, f"The model `{model}` does not exist.")
-        if name in self.held_back:
-            waiter = self.waiting[request_id] = asyncio.get_running_loop().create_future()
-            self.announce()
-            try:
-                await waiter
-            except AllocatorUnavailable:
-                raise
-            except Exception as error:
-                return rejection("cancelled", 499, str(error))
-            finally:
-                self.waiting.pop(request_id, None)
+        return None if name in self.held_back else self._grant(name, request_id)
+
+    def _grant(self, name: str, request_id: str) -> dict[str, Any]:
         # The next replica each time, as an allocator that was told of a dead one would do.
         replica, endpoint, key = self.replicas[name][0]
         self.replicas[name].append(self.replicas[name].pop(0))
@@ -120,8 +135,7 @@ class FakeAllocator(Announcer):
         for waiter in list(self.waiting.values()):
             waiter.set_result(None)
 
-    async def release(self, request_ids: list[str]) -> None:
-        self._call("release")
+    def _release(self, request_ids: list[str]) -> None:
         self.released.append(list(request_ids))
         for request_id in request_ids:
             self.leases.pop(request_id, None)

@@ -205,7 +205,7 @@ async def test_urgency_reaches_the_allocator(world: World) -> None:
 async def test_bug_in_the_allocator_is_a_500_and_leaves_nothing_behind(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.allocator.broken = "lease"
+    world.allocator.broken = "asks"
     response = await world.ask()
     assert response.status == 500
     assert (await response.json())["error"]["code"] == "internal"

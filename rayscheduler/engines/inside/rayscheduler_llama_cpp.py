@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any
 
-from rayscheduler.engines.protocol import API_KEY_ENV
+KEY_ENV = "RAYSCHEDULER_API_KEY"
 
 
 def main(plan: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ def main(plan: dict[str, Any]) -> None:
     parameters.model_alias = {plan["model"]}
     parameters.hostnames = [plan["host"]]
     parameters.port = plan["port"]
-    parameters.api_keys = [os.environ.pop(API_KEY_ENV)]
+    parameters.api_keys = [os.environ.pop(KEY_ENV)]
     for field, value in plan["settings"].items():
         assign(parameters, field, value)
     try:
