@@ -423,7 +423,7 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _gives_something_back(self) -> Any:
         largest = max(self.bytes_by_count().values(), default=0)
-        if self.sleep.residue >= max(1, largest):
+        if self.sleep.residue and largest and self.sleep.residue >= largest:
             kept, held = size_text(self.sleep.residue), size_text(largest)
             what = f"asleep it would keep {kept} of a device on which it takes {held}"
             raise Wrong(what, "write what is left when its weights are gone, for example 512MiB", ("sleep", "residue"))
