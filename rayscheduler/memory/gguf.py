@@ -336,9 +336,14 @@ class _HeaderReader:
             self._need(_U64.size)
             block, at = self._block, self._at
             last = len(block) - _U64.size
-            while count and at <= last:
-                at += _U64.size + unpack(block, at)[0]
-                count -= 1
+            for done in range(count):
+                if at > last:
+                    count -= done
+                    break
+                (length,) = unpack(block, at)
+                at += 8 + length
+            else:
+                count = 0
             self._at = at
             if self._position > self._file_bytes:
                 raise GgufError(
