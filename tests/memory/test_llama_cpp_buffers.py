@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments.demo_models import MODELS
+from rayscheduler.errors import SourceError
 from rayscheduler.memory.estimate import Ask, estimate
 from tests.memory.llama_cpp_buffers import Load, printed_buffers
 from tests.memory.tiny_architectures import ARCHITECTURES, Dims, write_model
@@ -91,6 +92,18 @@ def test_layers_are_spread_over_devices(tmp_path: Path) -> None:
     host = estimate(path, Ask(gpus=0))
     assert one.parts[0]["weights"] == host.parts[0]["weights"] - table_bytes
     assert two.parts[1]["weights"] - two.parts[0]["weights"] < table_bytes + 4096
+
+
+def test_a_file_without_its_data_is_enough(tmp_path: Path) -> None:
+    """The header tells everything; a header that is cut short itself is an error."""
+    path = write_model(tmp_path / "m.gguf", "qwen3", Dims())
+    whole = estimate(path, Ask())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 10])
+    assert estimate(path, Ask()) == whole
+    path.write_bytes(content[:2000])
+    with pytest.raises(SourceError, match="strings in .tokenizer.ggml.tokens., but only"):
+        estimate(path, Ask())
 
 
 def test_a_draft_model_and_a_projector_are_added(tmp_path: Path) -> None:

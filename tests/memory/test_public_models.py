@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from rayscheduler.memory.weights import from_geometry
 from tests.memory.checkpoints import PUBLIC, write_checkpoint
 
 GIB = 1 << 30
+NONSENSE = (None, -1, 0, 1, "x", [], {}, [1, "a"], 1e300, 2**45, True, [0] * 5, 3.5)
+ODD_KEYS = ("quantization_config", "layer_types", "sliding_window", "head_dim", "torch_dtype", "text_config")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -94,6 +98,23 @@ def test_other_engines_answer_too(tmp_path: Path) -> None:
         assert answer.parts[0]["kv_cache"] == 4 * 8192 * 131_072
         assert sum(answer.parts[0].values()) == answer.per_device_bytes
         assert answer.fixed_bytes == (answer.per_device_bytes - 4 * 8192 * 131_072,)
+
+
+def test_any_config_is_answered_or_refused(tmp_path: Path) -> None:
+    """Real configs with nonsense in one to three places: an estimate without negative parts, or one line."""
+    chance, refused = random.Random(1), 0
+    for _ in range(300):
+        config = json.loads(json.dumps(dict(chance.choice(list(PUBLIC.values())).config)))
+        place = config.get("text_config", config)
+        for _ in range(chance.choice((1, 2, 3))):
+            place[chance.choice([*place, *ODD_KEYS])] = chance.choice(NONSENSE)
+        ask = Ask(engine=chance.choice(("vllm", "sglang", "transformers")), gpus=chance.choice((1, 2, 8)))
+        try:
+            answer = estimate(write_checkpoint(tmp_path, config), ask)
+            assert min(min(parts.values()) for parts in answer.parts) >= 0
+        except SourceError:
+            refused += 1
+    assert 30 < refused < 150
 
 
 @pytest.mark.parametrize(
