@@ -67,8 +67,8 @@ class Catalog:
 
 
 def core_model(entry: ModelEntry, bytes_by_count: Mapping[int, int]) -> Model:
-    """As the core has it. `bytes_by_count`: what is believed that it takes."""
-    model = entry.to_model()
+    """As the core has it. `bytes_by_count`: what is believed that it takes. No engine here can be told to sleep yet."""
+    model = replace(entry.to_model(), sleep=None)
     labels = dict(model.requirement.labels)
     if entry.engine is not EngineName.SIMULATED:
         labels[DEVICES_LABEL] = REAL

@@ -62,6 +62,7 @@ class Dispatch:
             elif isinstance(decision, StopReplica):
                 orders.append(self._stop(decision))
             else:
+                assert isinstance(decision, StartReplica), f"{decision}: no model of the catalog can sleep yet"
                 orders.append(self._start(decision, catalog, nodes))
         if orders:
             self._order(orders)

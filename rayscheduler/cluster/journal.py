@@ -12,7 +12,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any
 
-from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.decisions import Decision, Grant, Reject, SleepReplica, StartReplica, StopReplica, WakeReplica
 from rayscheduler.core.types import StopReason
 from rayscheduler.simulation.lines import line_of
 from rayscheduler.simulation.simulate import refusal_object
@@ -33,7 +33,14 @@ REASONS = {
 }
 
 
-_COUNTERS = {StartReplica: "starts", StopReplica: "stops", Grant: "grants", Reject: "rejects"}
+_COUNTERS = {
+    StartReplica: "starts",
+    StopReplica: "stops",
+    SleepReplica: "sleeps",
+    WakeReplica: "wakes",
+    Grant: "grants",
+    Reject: "rejects",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ class Journal:
         self._entries: deque[Entry] = deque(maxlen=KEPT_MAX)
         self._grants: deque[Entry] = deque(maxlen=KEPT_MAX)
         self._count = 0
-        self.counters: dict[str, int] = {"starts": 0, "stops": 0, "evictions": 0, "grants": 0, "rejects": 0}
+        self.counters: dict[str, int] = dict.fromkeys((*_COUNTERS.values(), "evictions"), 0)
 
     def note(self, decision: Decision, serial: int) -> None:
         self.counters[_COUNTERS[type(decision)]] += 1
@@ -80,9 +87,9 @@ def _is_about(decision: Decision, subject: str) -> bool:
     if subject == decision.model:
         return True
     match decision:
-        case StartReplica():
+        case StartReplica() | WakeReplica():
             return subject == decision.replica or subject in decision.evicts
-        case StopReplica():
+        case StopReplica() | SleepReplica():
             way = decision.makes_way_for or ""
             return subject in (decision.replica, way, way.rpartition("#")[0])
         case Grant():
@@ -95,9 +102,11 @@ def _told(decision: Decision) -> dict[str, Any]:
     line = line_of(decision, 0)
     del line["at_ms"]
     match decision:
-        case StartReplica():
+        case StartReplica() | WakeReplica():
             told = {"refusals": [refusal_object(refusal) for refusal in decision.refusals]} if decision.refusals else {}
             return {**line, **told, "why": decision.why}
+        case SleepReplica():
+            return {**line, "why": decision.why}
         case StopReplica():
             return {**line, "why": decision.why or REASONS[decision.reason]}
         case Grant(_, replica, model):

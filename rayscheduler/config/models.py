@@ -37,6 +37,8 @@ from rayscheduler.config.fields import (
     word_schema,
 )
 from rayscheduler.config.places import ContainerSection, PythonFolder, RuntimeEnv, check_one_place
+from rayscheduler.config.sleep import SleepSection
+from rayscheduler.config.units import size_text
 from rayscheduler.config.values import Wrong, shown
 from rayscheduler.core.types import (
     Backend,
@@ -213,6 +215,10 @@ class SimulateSection(Section):
     """How long a load takes."""
     unload: Duration = 0
     """How long an exit takes."""
+    sleep: Duration | None = None
+    """How long going to sleep takes. With this or `wake`, a model can sleep; the one left out is 0."""
+    wake: Duration | None = None
+    """How long waking takes."""
     tokens_per_second: Rate | None = None
     """How fast the `simulated` engine answers; as fast as it can if left out."""
     reply: Text | None = None
@@ -276,6 +282,8 @@ class ModelSection(Section):
     """Its replicas are never evicted."""
     placement: PlacementSection | None = None
     """With `pinned`: exactly there."""
+    sleep: SleepSection = SleepSection()
+    """What it keeps while it sleeps, where it can; `false`: it never does."""
     preload: Flag = False
     """Load it into free memory before anybody asks."""
     priority: Priority = 0
@@ -409,4 +417,14 @@ class ModelSection(Section):
             preload=self.preload,
             priority=self.priority,
             load_ms=self.simulate.load,
+            sleep=self.sleep.traits(self.simulate.sleep, self.simulate.wake),
         )
+
+    @model_validator(mode="after")
+    def _gives_something_back(self) -> Any:
+        largest = max(self.bytes_by_count().values(), default=0)
+        if self.sleep.residue and largest and self.sleep.residue >= largest:
+            kept, held = size_text(self.sleep.residue), size_text(largest)
+            what = f"asleep it would keep {kept} of a device on which it takes {held}"
+            raise Wrong(what, "write what is left when its weights are gone, for example 512MiB", ("sleep", "residue"))
+        return self

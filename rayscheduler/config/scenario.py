@@ -34,6 +34,7 @@ class StartState(str, Enum):
 
     RUNNING = "running"
     STARTING = "starting"
+    ASLEEP = "asleep"
 
 
 class ReplicaSection(Section):
@@ -56,8 +57,9 @@ class ReplicaSection(Section):
 
     @model_validator(mode="after")
     def _one_story(self) -> Any:
-        if self.state is StartState.STARTING and self.leases:
-            raise Wrong("a starting replica has no leases", "remove leases, or write state: running", ("leases",))
+        if self.state is not StartState.RUNNING and self.leases:
+            state = "a starting" if self.state is StartState.STARTING else "an asleep"
+            raise Wrong(f"{state} replica has no leases", "remove leases, or write state: running", ("leases",))
         if self.idle and self.state is StartState.STARTING:
             raise Wrong("a starting replica is not idle", "remove idle, or write state: running", ("idle",))
         if self.idle and self.leases:
@@ -139,7 +141,8 @@ def _start_state(
             raise document.wrong((*path, "leases"), what, fix)
         try:
             memory = _own_memory(entry, sections[name])
-            placement = room.taken_by(model, entry.devices, entry.node, memory)
+            is_asleep = entry.state is StartState.ASLEEP
+            placement, keeps = room.taken_by(model, entry.devices, entry.node, memory, is_asleep)
         except Wrong as wrong:
             raise document.wrong((*path, *wrong.at), wrong.what, wrong.fix) from None
         serials[name] += 1
@@ -151,6 +154,7 @@ def _start_state(
                 running=entry.state is StartState.RUNNING,
                 leases=entry.leases,
                 idle_ms=entry.idle or 0,
+                keeps=keeps,
             )
         )
     return tuple(replicas)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from rayscheduler.config.units import size_text
 from rayscheduler.config.values import Path, Wrong, one_of_these, shown
+from rayscheduler.core.sleeping import asleep
 from rayscheduler.core.types import Backend, Device, DeviceId, Model, Node, NodeName, Placement
 
 
@@ -27,9 +28,15 @@ class Room:
         self._free_millicpus = {node.name: node.millicpus for node in nodes}
 
     def taken_by(
-        self, model: Model, devices: Sequence[str] | None, node: str | None, memory_bytes: int | None
-    ) -> Placement:
-        """The placement of one more replica, taken from what is left. Wrong: it cannot be there."""
+        self,
+        model: Model,
+        devices: Sequence[str] | None,
+        node: str | None,
+        memory_bytes: int | None,
+        is_asleep: bool = False,
+    ) -> tuple[Placement, Placement | None]:
+        """The placement of one more replica, and what it keeps if it sleeps, taken from what is left. Wrong: it
+        cannot be there."""
         counts = model.requirement.bytes_by_count
         host_only = set(counts) == {0}
         if not devices and 0 not in counts:
@@ -48,8 +55,19 @@ class Room:
         if not names:
             names = (self._only_node_for(model),)
         placement = self._placement(model, names, [device for _, device in places], memory_bytes)
-        self._take(model, placement)
-        return placement
+        keeps = self._kept(model, placement) if is_asleep else None
+        self._take(model, keeps or placement)
+        return placement, keeps
+
+    def _kept(self, model: Model, placement: Placement) -> Placement:
+        """What a replica that sleeps holds."""
+        if model.sleep is None:
+            fix = "add for example simulate: {sleep: 1s, wake: 300ms} at the model, or write another state"
+            raise Wrong(f"{shown(model.name)} cannot sleep", fix, ("state",))
+        on_host = not placement.devices or any(self._nodes[n].device_is_host_memory for n in placement.nodes)
+        if on_host:
+            raise Wrong(f"{shown(model.name)} is in host memory already", "write state: running", ("state",))
+        return asleep(placement, model.sleep)
 
     def _device(self, device: str, index: int, devices: Sequence[str]) -> tuple[Node, Device]:
         found = self._devices.get(DeviceId(device))

@@ -24,6 +24,7 @@ from rayscheduler.core.types import (
     RejectCode,
     ReplicaId,
     Requirement,
+    Rest,
     StopReason,
 )
 
@@ -103,8 +104,8 @@ class Changes:
             self._fleet.pressed.add(device)
 
     def relieve(self, now_ms: int) -> None:
-        """Where others and our reservations exceed a device: stop idle unpinned replicas, least valuable
-        first, until it fits. Serving ones stay, and the device stays on the list until it does fit."""
+        """Where others and our reservations exceed a device: stop what sleeps, then idle unpinned replicas, least
+        valuable first, until it fits. Serving ones stay, and the device stays on the list until it does fit."""
         for device in sorted(self._fleet.pressed):
             account = self._fleet.ledger.account_of(device)
             if account is None or account.lost[account.index[device]]:
@@ -119,9 +120,11 @@ class Changes:
             sizes = {r.id: _bytes_on(r, here, host) for r in self._fleet.on_node(account.node.name)}
             replicas = [self._fleet.replicas[name] for name, size in sizes.items() if size]
             missing -= sum(sizes[r.id] for r in replicas if r.state is State.STOPPING)
+            missing -= sum(sizes[r.id] - _kept_on(r, here) for r in replicas if r.state is State.SUSPENDING)
+            asleep = sorted((r for r in replicas if r.state is State.ASLEEP), key=lambda r: (r.used_ms, r.id_key))
             idle = [r for r in replicas if r.state is State.RUNNING and not r.leases and not r.model.model.pinned]
             idle.sort(key=lambda r: (r.model.value(now_ms), r.used_ms, r.id_key))
-            for replica in idle:
+            for replica in (*asleep, *idle):
                 if missing <= 0:
                     break
                 missing -= sizes[replica.id]
@@ -223,14 +226,34 @@ class Changes:
             return
         record = replica.model
         replica.move(State.RUNNING, now_ms)
+        if load_ms is not None and load_ms != record.model.load_ms:
+            record.model = replace(record.model, load_ms=load_ms)
+        self._runs(replica, now_ms)
+
+    def replica_slept(self, name: ReplicaId, nap: int, now_ms: int) -> None:
+        replica = self._fleet.replicas.get(name)
+        if replica is not None and replica.state is State.SUSPENDING and replica.nap == nap:
+            self._fleet.slept(replica, now_ms)
+
+    def replica_woke(self, name: ReplicaId, nap: int, wake_ms: int | None, now_ms: int) -> None:
+        replica = self._fleet.replicas.get(name)
+        if replica is None or replica.state is not State.WAKING or replica.nap != nap:
+            return
+        record, traits = replica.model, replica.model.model.sleep
+        if wake_ms is not None and traits is not None and wake_ms != traits.wake_ms:
+            record.model = replace(record.model, sleep=replace(traits, wake_ms=wake_ms))
+        self._fleet.woke(replica, now_ms)
+        self._runs(replica, now_ms)
+
+    def _runs(self, replica: ReplicaRecord, now_ms: int) -> None:
+        """It answers, loaded or woken: whoever waited for that may have it."""
+        record = replica.model
         self._fleet.take_up(replica)
         replica.used_ms = now_ms
         self._fleet.became_idle(replica)
         record.failures, record.backoff_until_ms, record.last_error = 0, None, ""
         record.wanted = None
         record.idled = False
-        if load_ms is not None and load_ms != record.model.load_ms:
-            record.model = replace(record.model, load_ms=load_ms)
         if record.waiting:
             self._requests.may_grant(record)
         else:
@@ -239,7 +262,7 @@ class Changes:
 
     def replica_failed(self, event: ev.ReplicaFailed, now_ms: int) -> None:
         """A load that failed rejects whoever waits for the model, unless another replica of it is there or
-        coming; after a crash they wait. Either way the model backs off."""
+        coming; after a crash they wait, and so they do when it could not sleep or wake. Always the model backs off."""
         replica = self._fleet.replicas.get(event.replica)
         if replica is None or replica.state is State.PENDING:
             return
@@ -277,12 +300,14 @@ class Changes:
         record.serial = max(record.serial, serial)
         if not any(name in self._fleet.ledger.accounts for name in nodes):
             return
-        if event.running and not event.leaving:
+        state = _state_of(event)
+        if state is State.RUNNING and not event.leaving:
             record.wanted = None
-        replica = self._fleet.adopt(record, serial, event.placement, event.running, now_ms)
+        keeps = None if event.rest is Rest.AWAKE else event.keeps or event.placement
+        replica = self._fleet.adopt(record, serial, event.placement, state, now_ms, keeps, event.nap)
         replica.used_ms = now_ms - event.idle_ms
         if event.leaving:
-            replica.move(State.STOPPING, now_ms)
+            self._fleet.leaves(replica, now_ms)
             return
         for request, holder in event.leases.items():
             if request not in self._fleet.requests:
@@ -292,17 +317,35 @@ class Changes:
             self._requests.drop_leases(replica)
             reason = StopReason.MODEL_REMOVED if not record.in_catalog else StopReason.SHUTDOWN
             self._fleet.stop(replica, reason, now_ms)
-        elif event.running and not replica.leases:
+        elif state is State.RUNNING and not replica.leases:
             self._fleet.became_idle(replica)
             self._requests.idle(replica, now_ms)
         self._requests.may_grant(record)
 
 
+def _state_of(event: ev.ReplicaFound) -> State:
+    match event.rest:
+        case Rest.AWAKE:
+            return State.RUNNING if event.running else State.STARTING
+        case Rest.SUSPENDING:
+            return State.SUSPENDING
+        case Rest.ASLEEP:
+            return State.ASLEEP
+        case Rest.WAKING:
+            return State.WAKING
+
+
 def _bytes_on(replica: ReplicaRecord, device: Device, is_host_memory: bool) -> int:
     """What a replica's exit frees on a device; on one that is its host's memory, what it holds there too."""
-    place = replica.placement
+    place = replica.holds
     sizes = zip(place.devices, place.device_bytes, strict=True)
     return sum(size for name, size in sizes if name == device.id) + (place.host_bytes if is_host_memory else 0)
+
+
+def _kept_on(replica: ReplicaRecord, device: Device) -> int:
+    """What a replica on its way to sleep will keep on a device."""
+    keeps = replica.keeps
+    return 0 if keeps is None else dict(zip(keeps.devices, keeps.device_bytes, strict=True)).get(device.id, 0)
 
 
 def _orphan(name: ModelName) -> Model:

@@ -44,6 +44,35 @@ class StopReplica:
 
 
 @dataclass(frozen=True, slots=True)
+class SleepReplica:
+    """Put it to sleep now: its weights go to host memory. Its devices are free for others when that is confirmed
+    (`ReplicaSlept`), but for what it `keeps`: its vector while it sleeps, in which `host_bytes` count from now on.
+
+    `nap` counts how often this replica was put to sleep, from 1: news of it say which nap they mean.
+    """
+
+    replica: ReplicaId
+    model: ModelName
+    keeps: Placement
+    nap: int
+    makes_way_for: ReplicaId | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeReplica:
+    """Wake it now, where it sleeps (`placement`): every victim is gone, or asleep."""
+
+    replica: ReplicaId
+    model: ModelName
+    placement: Placement
+    nap: int
+    evicts: tuple[ReplicaId, ...] = ()
+    why: str = ""
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     request: RequestId
     replica: ReplicaId
@@ -63,4 +92,4 @@ class Reject:
         return HTTP_STATUS[self.code]
 
 
-Decision = StartReplica | StopReplica | Grant | Reject
+Decision = StartReplica | StopReplica | SleepReplica | WakeReplica | Grant | Reject

@@ -15,6 +15,7 @@ from rayscheduler.core.types import (
     Placement,
     ReplicaId,
     RequestId,
+    Rest,
     Word,
 )
 
@@ -140,10 +141,30 @@ class ReplicaStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaSlept:
+    """Its weights rest in host memory, and its devices are free but for the residue. `nap`: as `SleepReplica` had it;
+    news of an earlier one are late."""
+
+    replica: ReplicaId
+    nap: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaWoke:
+    """It answers again, and the host memory of its weights is free. `wake_ms`: how long that took, if measured."""
+
+    replica: ReplicaId
+    nap: int
+    wake_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaFound:
     """A replica that already exists: adopted after a restart, or the start state of a scenario.
 
     `leaving`: its stop was sent before; it holds its bytes until `ReplicaStopped`, and serves nobody.
+    `placement` is what it holds awake. Unless `rest` is AWAKE, `keeps` is what it holds asleep (as `SleepReplica` had
+    it), and `running` says nothing. `nap`: how often it was put to sleep.
     """
 
     replica: ReplicaId
@@ -153,6 +174,9 @@ class ReplicaFound:
     leases: Mapping[RequestId, HolderId] = field(default_factory=dict)
     idle_ms: int = 0
     leaving: bool = False
+    rest: Rest = Rest.AWAKE
+    keeps: Placement | None = None
+    nap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +206,8 @@ Event = (
     | ReplicaStarted
     | ReplicaFailed
     | ReplicaStopped
+    | ReplicaSlept
+    | ReplicaWoke
     | ReplicaFound
     | Woken
     | ShutdownAsked

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from rayscheduler.core.fit import Needs, shortage
 from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.ledger import Ledger, NodeAccount
-from rayscheduler.core.lifecycle import State
+from rayscheduler.core.lifecycle import LEAVING, State
 from rayscheduler.core.loading import Loader
-from rayscheduler.core.planner import Leaving, Planner, share_of
+from rayscheduler.core.planner import Leaving, Planner
 from rayscheduler.core.records import ModelRecord
+from rayscheduler.core.sleeping import gives_back
 from rayscheduler.core.types import (
     DeviceId,
     Model,
@@ -27,6 +28,7 @@ from rayscheduler.core.types import (
     ReplicaId,
     Word,
 )
+from rayscheduler.core.vectors import share_of
 from rayscheduler.core.words import share, sized
 
 BEFORE_CPUS = (RefusalReason.BACKEND, RefusalReason.TYPE, RefusalReason.LABELS, RefusalReason.CPUS)
@@ -99,12 +101,8 @@ def _refusal(
         # It fits here: another place is better, or what must leave first (policy) cannot go yet.
         reason = RefusalReason.RANKED_LOWER if plan else RefusalReason.DRAINING
         return Refusal(account.node.name, reason)
-    going = [
-        r.placement
-        for r in fleet.on_node(account.node.name)
-        if r.state in (State.DRAINING, State.STOPPING) and r.makes_way_for is None
-    ]
-    if going and planner.fits_once_gone(account, needs, going):
+    going = [r for r in fleet.on_node(account.node.name) if r.state in LEAVING and r.makes_way_for is None]
+    if going and planner.fits_once_gone(account, needs, [gives_back(r) for r in going]):
         return Refusal(account.node.name, RefusalReason.DRAINING)
     return shortage(account.room(), needs, seen)
 
@@ -152,7 +150,7 @@ def _waits_for(record: ModelRecord, fleet: Fleet, loader: Loader, refusals: Sequ
     if isinstance(drained, Plan):
         names = [f"{name} ({_occupation(fleet, name, name in drained.drained)})" for name in drained.evictions]
         return f"{record.name} waits for {', '.join(names)} on {', '.join(drained.placement.devices)}"
-    coming = [r.id for r in fleet.replicas.values() if r.state is not State.RUNNING]
+    coming = [r.id for r in fleet.replicas.values() if r.state not in (State.RUNNING, State.ASLEEP)]
     if coming:
         return f"{record.name} waits for room: {', '.join(sorted(coming))} are starting or leaving"
     short = [r for r in refusals if r.needed_bytes is not None and r.free_bytes is not None]
@@ -232,8 +230,8 @@ def _going(fleet: Fleet, device: DeviceId) -> int:
     return sum(
         size
         for replica in fleet.on_device(device)
-        if replica.state in (State.DRAINING, State.STOPPING) and replica.makes_way_for is None
-        for name, size in zip(replica.placement.devices, replica.placement.device_bytes, strict=True)
+        if replica.state in LEAVING and replica.makes_way_for is None
+        for name, size in zip(replica.placement.devices, gives_back(replica).device_bytes, strict=True)
         if name == device
     )
 
@@ -242,6 +240,10 @@ def _eviction_words(record: ModelRecord, fleet: Fleet, loader: Loader, now_ms: i
     plan, _ = loader.plan(record, now_ms, drain=True)
     if not isinstance(plan, Plan) or not plan.evictions:
         return ""
-    freed = sum(sum(fleet.replicas[name].placement.device_bytes) for name in plan.evictions)
+    freed = sum(
+        sum(fleet.replicas[name].holds.device_bytes)
+        - sum(plan.sleeping[name].device_bytes if name in plan.sleeping else ())
+        for name in plan.evictions
+    )
     how = "draining" if plan.drained else "evicting"
     return f"; {how} {', '.join(plan.evictions)} would free {sized(freed)}"

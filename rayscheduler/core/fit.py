@@ -6,11 +6,11 @@ node (`needs_on`) is told apart from what is free at the moment (`choose`). Refu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
-from rayscheduler.core.ledger import NodeRoom
-from rayscheduler.core.types import Backend, Model, Node, Refusal, RefusalReason, Settings, Strategy
+from rayscheduler.core.ledger import NodeAccount, NodeRoom
+from rayscheduler.core.types import Backend, Model, Node, Placement, Refusal, RefusalReason, Settings, Strategy
 
 
 class Option:
@@ -57,6 +57,26 @@ class Choice:
         self.indices = indices
         self.load = load
         self.type_rank = type_rank
+
+
+class Freed:
+    """What placements hold together on one node: what their exits would free there."""
+
+    __slots__ = ("host", "millicpus", "sizes")
+
+    def __init__(self, account: NodeAccount, placements: Iterable[Placement]) -> None:
+        self.sizes = [0] * len(account.others)
+        self.host = self.millicpus = 0
+        name, index = account.node.name, account.index
+        for place in placements:
+            if name not in place.nodes:
+                continue
+            for device, size in zip(place.devices, place.device_bytes, strict=True):
+                at = index.get(device)
+                if at is not None:
+                    self.sizes[at] += size
+            self.host += place.host_bytes
+            self.millicpus += place.millicpus
 
 
 def needs_on(node: Node, model: Model, settings: Settings) -> Needs | Refusal:

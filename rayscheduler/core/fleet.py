@@ -1,7 +1,8 @@
 """The replicas: their lifecycle, their leases, and the bytes that they hold from promise to confirmed exit.
 
 Rules of this file: every state change goes through `ReplicaRecord.move`, every byte through the ledger.
-A reservation is made when a replica is promised room and released only when its exit is confirmed.
+A reservation is made when a replica is promised room and released only when its exit is confirmed; it shrinks
+only when its sleep is confirmed. What is reserved in which state is said in one place (`_charge`).
 `epoch` counts the changes that may let a plan succeed that found no place before; `topology` those that
 may change what fits an empty cluster.
 """
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rayscheduler.core.decisions import Decision, StartReplica, StopReplica
-from rayscheduler.core.ledger import Ledger
-from rayscheduler.core.lifecycle import State
+from rayscheduler.core.decisions import Decision, SleepReplica, StartReplica, StopReplica, WakeReplica
+from rayscheduler.core.ledger import NOBODY, Ledger
+from rayscheduler.core.lifecycle import PROMISED, State
 from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
+from rayscheduler.core.sleeping import turning
 from rayscheduler.core.types import (
     DeviceId,
     HolderId,
@@ -25,6 +27,7 @@ from rayscheduler.core.types import (
     RequestId,
     StopReason,
 )
+from rayscheduler.core.words import sized
 
 
 class Fleet:
@@ -41,9 +44,10 @@ class Fleet:
         self._idle: dict[ReplicaId, ReplicaRecord] = {}  # running without leases, longest idle first
         self._idle_is_sorted = True
         self._abandoned: dict[ReplicaId, ReplicaRecord] = {}
+        self._asleep: dict[ReplicaId, ReplicaRecord] = {}
         self._pinned: tuple[int, list[ReplicaId]] = (-1, [])  # (topology, answer)
-        self._awaited: dict[ReplicaId, list[ReplicaRecord]] = {}  # victim -> PENDING replicas that wait for it
-        self._ready: list[ReplicaRecord] = []  # PENDING, and everything they waited for is gone
+        self._awaited: dict[ReplicaId, list[ReplicaRecord]] = {}  # victim -> PROMISED replicas that wait for it
+        self._ready: list[ReplicaRecord] = []  # PROMISED, and everything they waited for is gone
 
     # -- coming -----------------------------------------------------------------------------------
 
@@ -57,43 +61,72 @@ class Fleet:
         why: str,
         refusals: tuple[Refusal, ...] = (),
     ) -> ReplicaRecord:
-        """Reserve room for a new replica and send its victims away; it starts when all of them are gone.
+        """Reserve room for a new replica, or for one to wake, and send its victims away; it starts when all of them
+        are gone, or asleep.
 
         `also_awaits`: replicas that are leaving already and must be gone as well. `why` and `refusals` explain
         the plan and are told with the start.
         """
-        model.serial += 1
-        replica = ReplicaRecord(model, model.serial, State.PENDING, plan.placement, origin, now_ms)
+        if plan.wakes is None:
+            model.serial += 1
+            replica = ReplicaRecord(model, model.serial, State.PENDING, plan.placement, origin, now_ms)
+            self._add(replica)
+        else:
+            replica = self._roused(plan.wakes, origin, now_ms)
         replica.why, replica.refusals = why, refusals
-        self._add(replica)
-        self.ledger.reserve(replica.id, plan.placement, frozenset(plan.evictions))
+        replica.evicts = plan.evictions
+        replica.waits_for = {*plan.evictions, *also_awaits}
+        self._charge(replica)
         self._moved_pinned(model)
         if model.standing_minimum():
             self.epoch += 1  # with one more coming, another of its replicas may be a victim
-        replica.evicts = plan.evictions
-        replica.waits_for = {*plan.evictions, *also_awaits}
         for name in sorted(replica.waits_for):
             self._awaited.setdefault(name, []).append(replica)
         for name in plan.evictions:
-            victim = self.replicas[name]
-            victim.makes_way_for = replica.id
-            if victim.leases:
-                victim.stop_reason = StopReason.EVICTED
-                victim.move(State.DRAINING, now_ms)
-            else:
-                self.stop(victim, StopReason.ABANDONED if victim.abandoned else StopReason.EVICTED, now_ms)
+            self._send_away(self.replicas[name], replica.id, plan.sleeping.get(name), now_ms)
         if not replica.waits_for:
             self._start(replica, now_ms)
         return replica
 
-    def adopt(self, model: ModelRecord, serial: int, placement: Placement, running: bool, now_ms: int) -> ReplicaRecord:
-        """Take over a replica that exists already."""
-        replica = ReplicaRecord(
-            model, serial, State.RUNNING if running else State.STARTING, placement, Origin.FOUND, now_ms
-        )
+    def _roused(self, name: ReplicaId, origin: Origin, now_ms: int) -> ReplicaRecord:
+        replica = self._asleep.pop(name)
+        replica.origin = origin
+        replica.move(State.ROUSED, now_ms)
+        return replica
+
+    def _send_away(self, victim: ReplicaRecord, way: ReplicaId, keeps: Placement | None, now_ms: int) -> None:
+        """Drain it first if it serves; then it sleeps (`keeps`: what it will hold) or stops."""
+        victim.makes_way_for = way
+        if victim.leases:
+            victim.stop_reason = StopReason.EVICTED
+            victim.move(State.DRAINING, now_ms)
+            if keeps is not None:
+                victim.keeps = keeps
+                self._charge(victim)
+        elif keeps is not None:
+            victim.keeps = keeps
+            self._suspend(victim, now_ms)
+        else:
+            self.stop(victim, StopReason.ABANDONED if victim.abandoned else StopReason.EVICTED, now_ms)
+
+    def adopt(
+        self,
+        model: ModelRecord,
+        serial: int,
+        placement: Placement,
+        state: State,
+        now_ms: int,
+        keeps: Placement | None = None,
+        nap: int = 0,
+    ) -> ReplicaRecord:
+        """Take over a replica that exists already; `keeps` unless it is awake: what it holds asleep."""
+        replica = ReplicaRecord(model, serial, state, placement, Origin.FOUND, now_ms)
+        replica.keeps, replica.nap = keeps, nap
         model.serial = max(model.serial, serial)
         self._add(replica)
-        self.ledger.reserve(replica.id, placement)
+        self._charge(replica)
+        if state is State.ASLEEP:
+            self._asleep[replica.id] = replica
         self._moved_pinned(model)
         self.pressed.update(placement.devices)
         self.epoch += 1
@@ -103,19 +136,36 @@ class Fleet:
         self.replicas[replica.id] = replica
         replica.model.replicas[replica.id] = replica
 
+    def _charge(self, replica: ReplicaRecord) -> None:
+        """Reserve what a replica holds, or is promised, in its state.
+
+        Asleep: what it keeps. On the way there and back: its devices, and the host memory of its weights already.
+        """
+        place, keeps, state = replica.placement, replica.keeps, replica.state
+        overlaps = NOBODY if state not in PROMISED else frozenset(replica.evicts).intersection(replica.waits_for)
+        if keeps is not None:
+            place = keeps if state is State.ASLEEP else turning(place, keeps)
+            if state in (State.ASLEEP, State.WAKING, State.STOPPING):
+                keeps = None  # all of that goes with its exit, and none of it is promised to anybody yet
+        replica.holds = place
+        self.ledger.reserve(replica.id, place, overlaps, keeps)
+
     def _start(self, replica: ReplicaRecord, now_ms: int) -> None:
-        replica.move(State.STARTING, now_ms)
-        model = replica.model.name
-        self.out.append(
-            StartReplica(replica.id, model, replica.placement, replica.evicts, replica.why, replica.refusals)
-        )
+        told = (replica.evicts, replica.why, replica.refusals)
+        if replica.state is State.ROUSED:
+            replica.move(State.WAKING, now_ms)
+            self._charge(replica)
+            self.out.append(WakeReplica(replica.id, replica.model.name, replica.placement, replica.nap, *told))
+        else:
+            replica.move(State.STARTING, now_ms)
+            self.out.append(StartReplica(replica.id, replica.model.name, replica.placement, *told))
 
     def start_ready(self, now_ms: int) -> bool:
-        """Start the PENDING replicas whose victims are gone; False if one found its room taken meanwhile."""
+        """Start or wake the promised replicas whose victims are gone; False if one found its room taken meanwhile."""
         all_fit = True
         ready, self._ready = self._ready, []
         for replica in ready:
-            if replica.state is not State.PENDING:
+            if replica.state not in PROMISED or replica.waits_for:
                 continue
             if self.ledger.fits_now(replica.placement) and not self._on_lost_device(replica.placement):
                 self._start(replica, now_ms)
@@ -135,23 +185,32 @@ class Fleet:
 
     def stop(self, replica: ReplicaRecord, reason: StopReason, now_ms: int) -> None:
         """Send the stop, serving or not. Its bytes stay reserved until the exit is confirmed."""
-        if replica.state is State.PENDING:
+        if replica.state in PROMISED:
             self.give_up(replica, now_ms)
-            return
+            if replica.state is State.STOPPED:
+                return
         self._say_stop(replica, reason)
         self._end_leases(replica)
-        self._no_candidate(replica)
         replica.stop_reason = reason
-        replica.move(State.STOPPING, now_ms)
+        self.leaves(replica, now_ms)
         self.epoch += 1
         self.freed = True  # a standing wish may be unmet now
         self._moved_pinned(replica.model)
 
+    def leaves(self, replica: ReplicaRecord, now_ms: int) -> None:
+        """Its stop is sent. On the way to sleep or back it gives all of that back; asleep, what it keeps."""
+        slept = replica.state is State.ASLEEP
+        self._no_candidate(replica)
+        replica.move(State.STOPPING, now_ms)
+        if replica.keeps is not None and not slept:
+            self._charge(replica)
+
     def lost(self, replica: ReplicaRecord, reason: StopReason, now_ms: int) -> None:
         """It is gone already: say so, unless its stop was sent before, and release what it held."""
-        if replica.state is State.PENDING:
+        if replica.state in PROMISED:
             self.give_up(replica, now_ms)
-            return
+            if replica.state is State.STOPPED:
+                return
         if replica.state is not State.STOPPING:
             self._say_stop(replica, reason)
         self.gone(replica, now_ms)
@@ -162,14 +221,19 @@ class Fleet:
         self.out.append(StopReplica(replica.id, replica.model.name, reason, way, why))
 
     def give_up(self, replica: ReplicaRecord, now_ms: int) -> None:
-        """Drop a PENDING replica: nothing was started, so nothing is said. Its victims leave all the same."""
+        """Take a promise back: nothing was started, so nothing is said. Its victims leave all the same. A PENDING
+        replica is dropped; a ROUSED one sleeps on."""
         for name in replica.evicts:
             victim = self.replicas.get(name)
             if victim is not None and victim.makes_way_for == replica.id:
                 victim.makes_way_for = None
         for name in replica.waits_for:
             self._awaited[name].remove(replica)
-        self.gone(replica, now_ms)
+        if replica.state is State.ROUSED:
+            replica.waits_for.clear()
+            self._lies(replica, now_ms)
+        else:
+            self.gone(replica, now_ms)
 
     def gone(self, replica: ReplicaRecord, now_ms: int) -> None:
         """The exit is confirmed: release the bytes and tell whoever waited for them."""
@@ -190,10 +254,57 @@ class Fleet:
     def _no_candidate(self, replica: ReplicaRecord) -> None:
         self._idle.pop(replica.id, None)
         self._abandoned.pop(replica.id, None)
+        self._asleep.pop(replica.id, None)
 
     def _moved_pinned(self, model: ModelRecord) -> None:
         if model.model.pinned:
             self.topology += 1
+
+    # -- asleep -----------------------------------------------------------------------------------
+
+    def _suspend(self, replica: ReplicaRecord, now_ms: int) -> None:
+        """Send it to sleep. Its devices stay reserved until that is confirmed; the host memory is charged already."""
+        assert replica.keeps is not None
+        replica.nap += 1
+        way = replica.makes_way_for
+        weights = sized(replica.keeps.host_bytes - replica.placement.host_bytes)
+        why = f"makes way{f' for {way}' if way else ''}: {weights} go to host memory"
+        self.out.append(SleepReplica(replica.id, replica.model.name, replica.keeps, replica.nap, way, why))
+        self._no_candidate(replica)
+        replica.move(State.SUSPENDING, now_ms)
+        self._charge(replica)
+        self.epoch += 1
+        self.freed = True
+        self._moved_pinned(replica.model)
+
+    def slept(self, replica: ReplicaRecord, now_ms: int) -> None:
+        """The sleep is confirmed: its devices are free but for the residue. Tell whoever waited for them."""
+        replica.makes_way_for = replica.stop_reason = None
+        self._lies(replica, now_ms)
+        for waiter in self._awaited.pop(replica.id, ()):
+            waiter.waits_for.discard(replica.id)
+            self._charge(waiter)  # it lies over others only: what this one keeps is promised to nobody
+            if not waiter.waits_for:
+                self._ready.append(waiter)
+
+    def _lies(self, replica: ReplicaRecord, now_ms: int) -> None:
+        replica.move(State.ASLEEP, now_ms)
+        self._charge(replica)
+        self._asleep[replica.id] = replica
+        self._moved_pinned(replica.model)
+        self.epoch += 1
+        self.freed = True
+
+    def woke(self, replica: ReplicaRecord, now_ms: int) -> None:
+        """It runs again: the host memory of its weights is free."""
+        replica.keeps = None
+        replica.move(State.RUNNING, now_ms)
+        self._charge(replica)
+        self.epoch += 1
+        self.freed = True
+
+    def asleep(self) -> Iterable[ReplicaRecord]:
+        return self._asleep.values()
 
     # -- leases -----------------------------------------------------------------------------------
 
@@ -243,7 +354,9 @@ class Fleet:
         replica.used_ms = now_ms
         if replica.leases:
             return
-        if replica.state is State.DRAINING:
+        if replica.state is State.DRAINING and replica.keeps is not None:
+            self._suspend(replica, now_ms)
+        elif replica.state is State.DRAINING:
             self.stop(replica, replica.stop_reason or StopReason.EVICTED, now_ms)
         else:
             self.became_idle(replica)

@@ -3,7 +3,8 @@
 Rules of this file: it is the only place that adds and subtracts memory. Nothing is incremented when
 something is freed: what is left is *recomputed* from the reservations that are held, so a double
 release cannot create memory. A reservation that waits for others to leave (`overlaps`) may lie over
-their bytes and nobody else's: while they are there a device counts the larger of the two.
+their bytes and nobody else's: while they are there a device counts the larger of the two. What a sleeper
+`keeps` in any case, before it wakes or once it sleeps, lies under nobody.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from rayscheduler.core.types import DeviceId, Node, NodeName, Placement, Replica
 
 UNLIMITED = 1 << 62  # of bytes or millicpus, where a node names no limit
 LOST = -(1 << 62)  # what is free on a device that is gone
+NOBODY: frozenset[ReplicaId] = frozenset()  # one for all reservations: thousands of empty sets take room
 
 
 class NodeRoom:
@@ -43,6 +45,7 @@ class NodeRoom:
 class Reservation:
     placement: Placement
     overlaps: frozenset[ReplicaId]
+    keeps: Placement | None = None
 
 
 class NodeAccount:
@@ -98,16 +101,19 @@ class NodeAccount:
                     charge[at] += size
             if shared:
                 charge[0] += place.host_bytes
-            under_host = under_millicpus = 0
+            under_host = under_millicpus = least_host = least_millicpus = 0
             if reservation.overlaps:
                 under, under_host, under_millicpus = self._overlapped(held, reservation.overlaps)
                 if shared:
                     under[0] += under_host
+                least = [0] * len(load)
+                if reservation.keeps is not None:
+                    least, least_host, least_millicpus = self._on_this_node(reservation.keeps)
                 for at, theirs in enumerate(under):
-                    load[at] += max(0, charge[at] - theirs)
+                    load[at] += max(least[at], charge[at] - theirs)
             if not shared:
-                host += max(0, place.host_bytes - under_host)
-            millicpus += max(0, place.millicpus - under_millicpus)
+                host += max(least_host, place.host_bytes - under_host)
+            millicpus += max(least_millicpus, place.millicpus - under_millicpus)
         free = [
             LOST if lost else device.capacity_bytes - device.headroom_bytes - size - (others if count_others else 0)
             for device, size, others, lost in zip(node.devices, load, self.others, self.lost, strict=True)
@@ -121,20 +127,28 @@ class NodeAccount:
     def _overlapped(
         self, held: Mapping[ReplicaId, Reservation], names: frozenset[ReplicaId]
     ) -> tuple[list[int], int, int]:
-        """Bytes per device, host bytes and millicpus that those of `names` still hold here."""
+        """Bytes per device, host bytes and millicpus that those of `names` still hold here, and will give back."""
         sizes = [0] * len(self.node.devices)
         host = millicpus = 0
         for name in names:
             other = held.get(name)
             if other is None:
                 continue
-            for device, size in zip(other.placement.devices, other.placement.device_bytes, strict=True):
-                at = self.index.get(device)
-                if at is not None:
-                    sizes[at] += size
-            host += other.placement.host_bytes
-            millicpus += other.placement.millicpus
+            for place, sign in ((other.placement, 1), (other.keeps, -1)):
+                if place is not None:
+                    more, more_host, more_millicpus = self._on_this_node(place)
+                    sizes = [size + sign * each for size, each in zip(sizes, more, strict=True)]
+                    host += sign * more_host
+                    millicpus += sign * more_millicpus
         return sizes, host, millicpus
+
+    def _on_this_node(self, place: Placement) -> tuple[list[int], int, int]:
+        sizes = [0] * len(self.node.devices)
+        for device, size in zip(place.devices, place.device_bytes, strict=True):
+            at = self.index.get(device)
+            if at is not None:
+                sizes[at] += size
+        return sizes, place.host_bytes, place.millicpus
 
 
 class Ledger:
@@ -192,9 +206,16 @@ class Ledger:
         account.changed()
         return before
 
-    def reserve(self, replica: ReplicaId, placement: Placement, overlaps: frozenset[ReplicaId] = frozenset()) -> None:
-        """Hold `placement` for `replica`, over the bytes of `overlaps` while those are there."""
-        reservation = Reservation(placement, overlaps)
+    def reserve(
+        self,
+        replica: ReplicaId,
+        placement: Placement,
+        overlaps: frozenset[ReplicaId] = NOBODY,
+        keeps: Placement | None = None,
+    ) -> None:
+        """Hold `placement` for `replica`, over the bytes of `overlaps` while those are there, instead of what it
+        held. `keeps`: what it really holds before it wakes, or will go on holding once it sleeps."""
+        reservation = Reservation(placement, overlaps, keeps)
         for name in placement.nodes:
             account = self.accounts.get(name)
             if account is not None:

@@ -5,6 +5,10 @@
        │            └───────────┼────────────────────────────┘          │
        └────────────────────────┴──────(given up, failed, node lost)────┘
 
+and, where a model can sleep, a place between loaded and gone (whatever is there may also stop, or end):
+
+    RUNNING, DRAINING ──► SUSPENDING ──► ASLEEP ◄──► ROUSED ──► WAKING ──► RUNNING
+
 A failure is a reason with a back-off, not a state.
 """
 
@@ -20,15 +24,27 @@ class State(Word):
     STARTING = "STARTING"
     RUNNING = "RUNNING"
     DRAINING = "DRAINING"  # serves what it has, takes nothing new
+    SUSPENDING = "SUSPENDING"  # it was told to sleep, and has not confirmed it
+    ASLEEP = "ASLEEP"  # its weights rest in host memory
+    ROUSED = "ROUSED"  # asleep, and promised room to wake: victims are still leaving
+    WAKING = "WAKING"  # it was told to wake
     STOPPING = "STOPPING"  # the stop is sent, the exit is not confirmed
     STOPPED = "STOPPED"
 
 
+PROMISED = (State.PENDING, State.ROUSED)  # room is promised, and nothing was told to anybody yet
+COMING = (State.PENDING, State.STARTING, State.ROUSED, State.WAKING)  # on the way to RUNNING
+LEAVING = (State.DRAINING, State.SUSPENDING, State.STOPPING)  # on the way out of its devices
+
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.PENDING: frozenset({State.STARTING, State.STOPPED}),
     State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.STOPPED}),
-    State.RUNNING: frozenset({State.DRAINING, State.STOPPING, State.STOPPED}),
-    State.DRAINING: frozenset({State.STOPPING, State.STOPPED}),
+    State.RUNNING: frozenset({State.DRAINING, State.SUSPENDING, State.STOPPING, State.STOPPED}),
+    State.DRAINING: frozenset({State.SUSPENDING, State.STOPPING, State.STOPPED}),
+    State.SUSPENDING: frozenset({State.ASLEEP, State.STOPPING, State.STOPPED}),
+    State.ASLEEP: frozenset({State.ROUSED, State.STOPPING, State.STOPPED}),
+    State.ROUSED: frozenset({State.WAKING, State.ASLEEP}),
+    State.WAKING: frozenset({State.RUNNING, State.STOPPING, State.STOPPED}),
     State.STOPPING: frozenset({State.STOPPED}),
     State.STOPPED: frozenset(),
 }

@@ -13,10 +13,11 @@ from heapq import heapify, heappop, heappush
 
 from rayscheduler.core.exits import Exits, candidate_of
 from rayscheduler.core.fleet import Fleet
-from rayscheduler.core.lifecycle import State
+from rayscheduler.core.lifecycle import COMING, LEAVING, State
 from rayscheduler.core.planner import Planner
 from rayscheduler.core.policies import Policy
 from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
+from rayscheduler.core.sleeping import Sleeper, bed_of
 from rayscheduler.core.types import (
     ModelName,
     NoFit,
@@ -181,8 +182,9 @@ class Loader:
         rivals = self._rivals(model, drain, now_ms)
         if rivals.blocked or (not evict and (rivals.must or rivals.leaving)):
             return NoFit(ever=self.fits_ever(model)), frozenset()
-        leaving = self.exits(model, drain, now_ms, rivals.must)
-        plan = self.planner.plan(model.model, leaving, evict and not self._policy.strict)
+        leaving = self.exits(model, drain, now_ms, rivals.must, only_asleep=self._policy.strict)
+        asleep = [Sleeper(r.id, r.placement, r.keeps) for r in model.asleep() if r.keeps is not None]
+        plan = self.planner.plan(model.model, leaving, evict, asleep)
         if isinstance(plan, NoFit):
             return NoFit(ever=self.fits_ever(model)), frozenset()
         return plan, frozenset(rivals.leaving)
@@ -197,13 +199,20 @@ class Loader:
 
     # -- who must leave ---------------------------------------------------------------------------
 
-    def exits(self, loading: ModelRecord, drain: bool, now_ms: int, must: Sequence[Candidate] = ()) -> Exits:
+    def exits(
+        self,
+        loading: ModelRecord,
+        drain: bool,
+        now_ms: int,
+        must: Sequence[Candidate] = (),
+        only_asleep: bool = False,
+    ) -> Exits:
         """Who may leave for `loading`. `must`: who leaves in any case, and so is no candidate."""
-        return Exits(self._fleet, self._settings, loading, drain, now_ms, must)
+        return Exits(self._fleet, self._settings, loading, drain, now_ms, must, only_asleep)
 
     def _rivals(self, loading: ModelRecord, drain: bool, now_ms: int) -> Rivals:
-        """Everything of a rival model has to go but what is pinned or kept by `replicas.min`; of several, those
-        go that can go now."""
+        """Everything of a rival model has to go but what is pinned, kept by `replicas.min`, or asleep already; of
+        several, those go that can go now."""
         found = Rivals()
         if not self._policy.has_rivals:
             return found
@@ -212,9 +221,9 @@ class Loader:
             model = replica.model
             if model is loading or not self._policy.rivals(loading.name, model.name):
                 continue
-            if replica.state in (State.DRAINING, State.STOPPING):
+            if replica.state in LEAVING:
                 found.leaving.add(replica.id)
-            elif not model.model.pinned:
+            elif not model.model.pinned and replica.state is not State.ASLEEP:
                 staying.setdefault(model.name, []).append(replica)
         for replicas in staying.values():
             surplus = len(replicas) - replicas[0].model.standing_minimum()
@@ -227,27 +236,32 @@ class Loader:
     def _rival(self, replica: ReplicaRecord, drain: bool, now_ms: int) -> Candidate | None:
         """A rival as one that can go now. `serial` knows no staleness: idle is enough."""
         if self._policy.strict and replica.state is State.RUNNING and not replica.leases:
-            value = replica.model.value(now_ms)
-            return Candidate(replica.id, replica.id_key, replica.model.name, False, value, replica.used_ms)
-        return candidate_of(replica, drain, now_ms, self._settings)
+            model, keeps = replica.model, bed_of(replica, self._fleet.ledger)
+            costs = (model.value(now_ms), replica.used_ms, keeps, model.waking_value(now_ms))
+            return Candidate(replica.id, replica.id_key, model.name, False, *costs)
+        return candidate_of(replica, drain, now_ms, self._settings, self._fleet.ledger)
 
     # -- words ------------------------------------------------------------------------------------
 
     def sentence(self, model: ModelRecord, plan: Plan, now_ms: int) -> str:
-        """The plan for people: `a goes to n1/1 (60.0 GiB), evicting b#1 (idle 60 s)`."""
+        """The plan for people: `a goes to n1/1 (60.0 GiB), evicting b#1 (idle 60 s)`; `a wakes on …`."""
         place = plan.placement
         where = ", ".join(place.devices) or ", ".join(place.nodes)
         size = place.device_bytes[0] if place.device_bytes else place.host_bytes
         each = " each" if len(place.devices) > 1 else ""
-        text = f"{model.name} goes to {where} ({sized(size)}{each})"
+        goes = "goes to" if plan.wakes is None else "wakes on"
+        text = f"{model.name} {goes} {where} ({sized(size)}{each})"
         if plan.evictions:
-            text += ", evicting " + ", ".join(self._victim_words(name, now_ms) for name in plan.evictions)
+            text += ", evicting " + ", ".join(self._victim_words(name, plan, now_ms) for name in plan.evictions)
         return text
 
-    def _victim_words(self, name: ReplicaId, now_ms: int) -> str:
+    def _victim_words(self, name: ReplicaId, plan: Plan, now_ms: int) -> str:
         victim = self._fleet.replicas[name]
+        sleeps = ", put to sleep" if name in plan.sleeping else ""
         if victim.leases:
-            return f"{name} (drained of {len(victim.leases)} first)"
-        if victim.state is State.STARTING:
+            return f"{name} (drained of {len(victim.leases)} first{sleeps})"
+        if victim.state in COMING:
             return f"{name} (nobody waits for it any more)"
-        return f"{name} (idle {(now_ms - victim.used_ms) / 1000:g} s)"
+        if victim.state is State.ASLEEP:
+            return f"{name} (asleep: {sized(victim.holds.host_bytes - victim.placement.host_bytes)} in host memory)"
+        return f"{name} (idle {(now_ms - victim.used_ms) / 1000:g} s{sleeps})"

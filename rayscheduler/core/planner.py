@@ -3,7 +3,8 @@
 Rules of this file: it reads the ledger and the exits it is given, and changes nothing that decides. Ranks
 are compared lexicographically, step by step (unlike units are never added):
 
-1. no eviction before eviction; then the least valuable set of victims (`victims.py`);
+1. no eviction before eviction; then the least valuable set of victims (`victims.py`); then one that sleeps
+   wakes before another loads;
 2. fewer devices, fewer nodes, then the preferred device type;
 3. least loaded devices, then least loaded node (`pack`: most loaded that fits);
 4. ids.
@@ -17,13 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
-from math import comb
 from typing import Any, Protocol
 
-from rayscheduler.core.fit import Choice, Needs, choose, fits, needs_on
+from rayscheduler.core.fit import Choice, Freed, Needs, choose, fits, needs_on
 from rayscheduler.core.ledger import Ledger, NodeAccount, NodeRoom
 from rayscheduler.core.shelves import Shelves
+from rayscheduler.core.sleeping import Sleeper, can_wake, who_sleeps
 from rayscheduler.core.types import (
     Model,
     ModelName,
@@ -36,9 +36,8 @@ from rayscheduler.core.types import (
     Settings,
     Strategy,
 )
-from rayscheduler.core.victims import Candidate, VictimSet, best_set
-
-COMBINATIONS_MAX = 5_000  # of nodes, tried for a model across nodes that asks for total device memory
+from rayscheduler.core.vectors import large_enough, share_of, vector_of
+from rayscheduler.core.victims import Candidate, Settle, VictimSet, best_set
 
 Rank = tuple[Any, ...]
 RoomOf = Callable[[NodeAccount], NodeRoom]
@@ -55,26 +54,6 @@ class Leaving(Protocol):
     def in_order(self) -> Iterator[Candidate]: ...
 
     def on_node(self, name: NodeName) -> list[Candidate]: ...
-
-
-class Freed:
-    """What a set of exits would free on one node."""
-
-    __slots__ = ("host", "millicpus", "sizes")
-
-    def __init__(self, account: NodeAccount, placements: Iterable[Placement]) -> None:
-        self.sizes = [0] * len(account.others)
-        self.host = self.millicpus = 0
-        name, index = account.node.name, account.index
-        for place in placements:
-            if name not in place.nodes:
-                continue
-            for device, size in zip(place.devices, place.device_bytes, strict=True):
-                at = index.get(device)
-                if at is not None:
-                    self.sizes[at] += size
-            self.host += place.host_bytes
-            self.millicpus += place.millicpus
 
 
 class Planner:
@@ -139,25 +118,53 @@ class Planner:
 
     # -- the plan ---------------------------------------------------------------------------------
 
-    def plan(self, model: Model, leaving: Leaving, evict: bool = True) -> Plan | NoFit:
-        """The best plan for one more replica of `model`; `NoFit.ever` is not decided here (False)."""
+    def plan(self, model: Model, leaving: Leaving, evict: bool = True, asleep: Sequence[Sleeper] = ()) -> Plan | NoFit:
+        """The best plan for one more replica of `model`, of which `asleep` are there already; `NoFit.ever` is not
+        decided here (False)."""
         must = leaving.placements(leaving.must)
+        for sleeper in asleep:
+            if can_wake(self._ledger, sleeper, must):
+                return self._made(model, sleeper.placement, leaving, (), sleeper)
         found = self._best_placement(model, must)
-        members: tuple[Candidate, ...] = leaving.must
-        placement = None if found is None else found[1]
-        if placement is None and evict:
-            evicting = self._best_eviction(model, leaving, must)
-            if evicting is not None:
-                placement = evicting[0]
-                members = (*leaving.must, *evicting[1].members)
-        if placement is None:
-            return NoFit(ever=False)
-        ordered = sorted(members, key=lambda c: c.id_key)
+        if found is not None:
+            return self._made(model, found[1], leaving)
+        evicting = self._best_eviction(model, leaving, must) if evict else None
+        waking = self._best_waking(asleep, leaving, must) if evict else None
+        if waking is not None and (evicting is None or waking[1].key <= evicting[1].key):
+            return self._made(model, waking[0].placement, leaving, waking[1].members, waking[0])
+        if evicting is not None:
+            return self._made(model, evicting[0], leaving, evicting[1].members)
+        return NoFit(ever=False)
+
+    def _made(
+        self,
+        model: Model,
+        placement: Placement,
+        leaving: Leaving,
+        victims: Sequence[Candidate] = (),
+        wakes: Sleeper | None = None,
+    ) -> Plan:
+        ordered = sorted((*leaving.must, *victims), key=lambda c: c.id_key)
+        sleeping = self._settled(placement, leaving, victims, wakes).sleeping
+        if wakes is None:
+            placement = self._grown(model, placement, leaving.placements(ordered), sleeping.values())
         return Plan(
-            self._grown(model, placement, leaving.placements(members)),
+            placement,
             tuple(c.id for c in ordered),
             frozenset(c.id for c in ordered if c.drained),
+            sleeping,
+            None if wakes is None else wakes.id,
         )
+
+    def _settled(
+        self, placement: Placement, leaving: Leaving, victims: Sequence[Candidate], wakes: Sleeper | None = None
+    ) -> VictimSet:
+        """The victims, and who of them (and of those that leave in any case) sleeps instead of stopping."""
+        members = (*leaving.must, *victims)
+        if all(member.keeps is None for member in members):
+            return VictimSet(victims)
+        kept = None if wakes is None else wakes.keeps
+        return VictimSet(victims, who_sleeps(self._ledger, placement, kept, members, leaving.placements(members)))
 
     def _fits(self, account: NodeAccount, needs: Needs, gone: Sequence[Placement]) -> bool:
         if not gone:
@@ -165,21 +172,23 @@ class Planner:
         freed = Freed(account, gone)
         return fits(account.room(), needs, freed.sizes, freed.host, freed.millicpus)
 
-    def _grown(self, model: Model, placement: Placement, gone: Sequence[Placement]) -> Placement:
+    def _grown(
+        self, model: Model, placement: Placement, gone: Sequence[Placement], keeping: Iterable[Placement]
+    ) -> Placement:
         """The vector of an elastic model: on each device what is free on the fullest of them once `gone` are gone,
-        between what the model needs and what it can use."""
+        but for what sleepers go on `keeping`, between what the model needs and what it can use."""
         want = model.requirement
         most = want.bytes_max_by_count.get(len(placement.devices), 0)
         if not placement.devices or most <= placement.device_bytes[0] or want.exclusive:
             return placement
-        each = most
+        each, kept = most, list(keeping)
         for name in placement.nodes:
             account = self._ledger.accounts[name]
-            free, freed = account.room().free, Freed(account, gone)
+            free, freed, stays = account.room().free, Freed(account, gone), Freed(account, kept)
             # Where the device is the host's memory, both are charged to it.
             host = freed.host - placement.host_bytes if account.node.device_is_host_memory else 0
             taken = [account.index[device] for device in placement.devices if device in account.index]
-            each = min(each, *(free[at] + freed.sizes[at] + host for at in taken))
+            each = min(each, *(free[at] + freed.sizes[at] - stays.sizes[at] + host for at in taken))
         each = max(each, placement.device_bytes[0])
         return replace(placement, device_bytes=(each,) * len(placement.devices))
 
@@ -228,7 +237,7 @@ class Planner:
                 rank = self._rank(choice, room)
                 if best is None or rank < best[0]:
                     best = (rank, account, choice)
-        return None if best is None else (best[0], _placement(model, [(best[1], best[2])]))
+        return None if best is None else (best[0], vector_of(model, [(best[1], best[2])]))
 
     def _best_first(self, model: Model) -> tuple[Rank, Placement] | None:
         """By looking at each shelf's nodes in the order of the best rank they could get."""
@@ -254,7 +263,7 @@ class Planner:
                         if best is None or rank < best[0]:
                             best = (rank, account, choice)
             if best is not None:
-                return best[0], _placement(model, [(best[1], best[2])])
+                return best[0], vector_of(model, [(best[1], best[2])])
         return None
 
     def _best_across(self, model: Model, room_of: RoomOf, gone: Sequence[Placement]) -> tuple[Rank, Placement] | None:
@@ -267,14 +276,14 @@ class Planner:
                 if len(whole) < nodes:
                     continue
                 whole.sort(key=lambda w: (w[1].type_rank, self._sign * w[1].load, w[0].node.name))
-                chosen = _large_enough(whole, nodes, model.requirement.total_device_memory_bytes)
+                chosen = large_enough(whole, nodes, model.requirement.total_device_memory_bytes)
                 if chosen is None:
                     continue
                 taken = sorted(chosen, key=lambda w: w[0].node.name)
                 load = self._sign * sum(choice.load for _, choice in taken)
                 type_rank = max(choice.type_rank for _, choice in taken)
                 names = tuple(account.node.name for account, _ in taken)
-                return (count, nodes, type_rank, load, load, names, ()), _placement(model, taken)
+                return (count, nodes, type_rank, load, load, names, ()), vector_of(model, taken)
         return None
 
     def _whole_nodes(
@@ -329,13 +338,21 @@ class Planner:
         candidates: Sequence[Candidate],
         must: Sequence[Placement],
     ) -> tuple[Rank, Placement, VictimSet] | None:
-        victims = self._eviction_on(account, needs, leaving, candidates, must)
+        room = account.room()
+
+        def chosen(gone: Sequence[Candidate]) -> Choice:
+            choice = self._choose(account, room, needs, [*must, *leaving.placements(gone)])
+            assert choice is not None
+            return choice
+
+        def settle(gone: Sequence[Candidate]) -> VictimSet:
+            return self._settled(vector_of(model, [(account, chosen(gone))]), leaving, gone)
+
+        victims = self._eviction_on(account, needs, leaving, candidates, must, settle)
         if victims is None:
             return None
-        room = account.room()
-        choice = self._choose(account, room, needs, [*must, *leaving.placements(victims.members)])
-        assert choice is not None
-        return (*victims.key, *self._rank(choice, room)), _placement(model, [(account, choice)]), victims
+        choice = chosen(victims.members)
+        return (*victims.key, *self._rank(choice, room)), vector_of(model, [(account, choice)]), victims
 
     def _eviction_on(
         self,
@@ -344,13 +361,14 @@ class Planner:
         leaving: Leaving,
         candidates: Sequence[Candidate],
         must: Sequence[Placement],
+        settle: Settle = VictimSet,
     ) -> VictimSet | None:
         room = account.room()
 
         def fits(gone: Sequence[Candidate]) -> bool:
             return self._choose(account, room, needs, [*must, *leaving.placements(gone)]) is not None
 
-        return best_set(candidates, fits, leaving.spare)
+        return best_set(candidates, fits, leaving.spare, settle)
 
     def _eviction_across(
         self, model: Model, leaving: Leaving, must: Sequence[Placement]
@@ -360,58 +378,34 @@ class Planner:
         def placed(gone: Sequence[Candidate]) -> tuple[Rank, Placement] | None:
             return self._best_placement(model, [*must, *leaving.placements(gone)])
 
-        victims = best_set(list(leaving.in_order()), lambda gone: placed(gone) is not None, leaving.spare)
+        def settle(gone: Sequence[Candidate]) -> VictimSet:
+            found = placed(gone)
+            assert found is not None
+            return self._settled(found[1], leaving, gone)
+
+        victims = best_set(list(leaving.in_order()), lambda gone: placed(gone) is not None, leaving.spare, settle)
         if victims is None:
             return None
         found = placed(victims.members)
         assert found is not None
         return found[1], victims
 
+    def _best_waking(
+        self, asleep: Sequence[Sleeper], leaving: Leaving, must: Sequence[Placement]
+    ) -> tuple[Sleeper, VictimSet] | None:
+        """The sleeper whose victims cost least: it wakes where it is, so only what is there can make way."""
+        best: tuple[Sleeper, VictimSet] | None = None
+        for sleeper in asleep:
+            nodes = [name for name in sleeper.placement.nodes if name in self._ledger.accounts]
+            here = {c.id: c for name in nodes for c in leaving.on_node(name) if c.id != sleeper.id}
 
-def share_of(model: Model, count: int, per_node: int) -> Model:
-    """The model as one of its nodes sees it: its share of the devices, with the bytes of the whole count."""
-    want = model.requirement
-    return replace(
-        model,
-        requirement=replace(
-            want,
-            bytes_by_count={per_node: want.bytes_by_count[count]},
-            total_device_memory_bytes=0,  # asked of all the nodes together
-        ),
-    )
+            def fits(gone: Sequence[Candidate], sleeper: Sleeper = sleeper) -> bool:
+                return can_wake(self._ledger, sleeper, [*must, *leaving.placements(gone)])
 
+            def settle(gone: Sequence[Candidate], sleeper: Sleeper = sleeper) -> VictimSet:
+                return self._settled(sleeper.placement, leaving, gone, sleeper)
 
-def _large_enough(
-    ranked: list[tuple[NodeAccount, Choice]], nodes: int, total_bytes: int
-) -> Sequence[tuple[NodeAccount, Choice]] | None:
-    """The first `nodes` of them, in rank order, whose devices have `total_bytes` together. With many to choose
-    from only the best and the largest are tried."""
-
-    def capacity(account: NodeAccount) -> int:
-        return sum(device.capacity_bytes for device in account.node.devices)
-
-    largest = sorted(ranked, key=lambda w: -capacity(w[0]))[:nodes]
-    every = combinations(ranked, nodes) if comb(len(ranked), nodes) <= COMBINATIONS_MAX else (ranked[:nodes], largest)
-    for chosen in every:
-        if sum(capacity(account) for account, _ in chosen) >= total_bytes:
-            return chosen
-    return None
-
-
-def _placement(model: Model, taken: Sequence[tuple[NodeAccount, Choice]]) -> Placement:
-    """The vector for the chosen devices of one node, or of several in the order of their names."""
-    devices = []
-    sizes = []
-    host_bytes = 0
-    for account, choice in taken:
-        for at in choice.indices:
-            devices.append(account.node.devices[at].id)
-            sizes.append(choice.option.device_bytes[at])
-        host_bytes = choice.option.host_bytes
-    return Placement(
-        nodes=tuple(account.node.name for account, _ in taken),
-        devices=tuple(devices),
-        device_bytes=tuple(sizes),
-        host_bytes=host_bytes,
-        millicpus=model.requirement.millicpus,
-    )
+            victims = best_set(list(here.values()), fits, leaving.spare, settle)
+            if victims is not None and (best is None or victims.key < best[1].key):
+                best = (sleeper, victims)
+        return best

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 
-from rayscheduler.core.lifecycle import State, checked
+from rayscheduler.core.lifecycle import COMING, State, checked
 from rayscheduler.core.types import (
     HolderId,
     Model,
@@ -66,11 +66,14 @@ class ReplicaRecord:
     __slots__ = (
         "abandoned",
         "evicts",
+        "holds",
         "id",
         "idle_timer",
+        "keeps",
         "leases",
         "makes_way_for",
         "model",
+        "nap",
         "origin",
         "placement",
         "refusals",
@@ -93,6 +96,9 @@ class ReplicaRecord:
         self.serial = serial
         self.state = state
         self.placement = placement
+        self.holds = placement  # what the ledger has for it now
+        self.keeps: Placement | None = None  # what it holds asleep: from the decision that it sleeps until it woke
+        self.nap = 0  # how often it was put to sleep
         self.origin = origin
         self.since_ms = now_ms
         self.used_ms = now_ms
@@ -118,7 +124,7 @@ class ReplicaRecord:
 
     def serves(self) -> bool:
         """Whether it is running or on its way there: such replicas count towards `replicas.max`."""
-        return self.state is State.RUNNING or self.state is State.STARTING or self.state is State.PENDING
+        return self.state is State.RUNNING or self.state in COMING
 
 
 class ModelRecord:
@@ -164,6 +170,9 @@ class ModelRecord:
     def serving(self) -> list[ReplicaRecord]:
         return [replica for replica in self.replicas.values() if replica.serves()]
 
+    def asleep(self) -> list[ReplicaRecord]:
+        return [replica for replica in self.replicas.values() if replica.state is State.ASLEEP]
+
     def standing_minimum(self) -> int:
         """How many replicas no victim set may go below."""
         return self.model.replicas_min if self.in_catalog else 0
@@ -201,6 +210,10 @@ class ModelRecord:
     def value(self, now_ms: int) -> int:
         """What losing one replica is expected to cost: load time (ms) × recent demand."""
         return self.model.load_ms * self.demand(now_ms)
+
+    def waking_value(self, now_ms: int) -> int:
+        """What putting one replica to sleep is expected to cost: wake time (ms) × recent demand."""
+        return 0 if self.model.sleep is None else self.model.sleep.wake_ms * self.demand(now_ms)
 
     def back_off(self, now_ms: int) -> int:
         """Note a failure; the instant until which no load is tried."""

@@ -13,7 +13,7 @@ from rayscheduler.core import events as ev
 from rayscheduler.core.decisions import Grant, Reject
 from rayscheduler.core.explain import never_fits_message
 from rayscheduler.core.fleet import Fleet
-from rayscheduler.core.lifecycle import State
+from rayscheduler.core.lifecycle import PROMISED, State
 from rayscheduler.core.loading import Loader
 from rayscheduler.core.policies import Policy
 from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord, Waiting
@@ -86,7 +86,8 @@ class Requests:
     ) -> tuple[RejectCode, str] | None:
         if record is None:
             return RejectCode.MODEL_NOT_FOUND, f"there is no model {event.model!r} in the catalog"
-        if self.node_has_joined and not record.serving() and not self._loader.fits_ever(record):
+        there = record.serving() or record.asleep()
+        if self.node_has_joined and not there and not self._loader.fits_ever(record):
             return RejectCode.NEVER_FITS, never_fits_message(record, self._fleet.ledger, self._loader.planner)
         if self.shutting_down:
             return RejectCode.SHUTTING_DOWN, "the service is shutting down"
@@ -267,15 +268,15 @@ class Requests:
                 del self._holders[holder]
 
     def give_up_surplus(self, record: ModelRecord, now_ms: int) -> None:
-        """Fewer wait than before: give up PENDING loads that nobody needs, newest first; a STARTING one runs
-        on and is only marked as abandoned."""
+        """Fewer wait than before: give up promised loads that nobody needs, newest first; one that is STARTING
+        or WAKING runs on and is only marked as abandoned."""
         for replica in reversed(record.serving()):
             if replica.origin is not Origin.REQUEST or replica.state is State.RUNNING or replica.abandoned:
                 continue
             others = [r for r in record.serving() if r is not replica and not r.abandoned]
             if len(record.waiting) > self._loader.places(others, record):
                 continue
-            if replica.state is State.PENDING:
+            if replica.state in PROMISED:
                 self._fleet.give_up(replica, now_ms)
             else:
                 self._fleet.abandon(replica)

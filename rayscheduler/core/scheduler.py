@@ -7,7 +7,7 @@
 3. grant waiting requests to running replicas, by priority, then arrival; others join abandoned loads;
 4. when woken: expire deadlines and idle timeouts of this very instant;
 5. relieve devices on which other programs took memory that we had promised;
-6. start replicas whose victims are gone;
+6. start, or wake, replicas whose victims are gone;
 7. plan for what still waits, then for standing wishes (`loading.py`).
 
 No clock, no I/O, no randomness: equal events give equal decisions.
@@ -126,6 +126,10 @@ class Scheduler:
                 changes.replica_failed(event, now_ms)
             case ev.ReplicaStopped(replica):
                 changes.replica_stopped(replica, now_ms)
+            case ev.ReplicaSlept(replica, nap):
+                changes.replica_slept(replica, nap, now_ms)
+            case ev.ReplicaWoke(replica, nap, wake_ms):
+                changes.replica_woke(replica, nap, wake_ms, now_ms)
             case ev.ReplicaFound():
                 changes.replica_found(event, now_ms)
             case ev.NodeJoined(node):

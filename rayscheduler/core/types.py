@@ -63,6 +63,15 @@ class StopReason(Word):
     ABANDONED = "abandoned"
 
 
+class Rest(Word):
+    """Where a replica that was found is between awake and asleep."""
+
+    AWAKE = "awake"
+    SUSPENDING = "suspending"  # it was told to sleep
+    ASLEEP = "asleep"
+    WAKING = "waking"  # it was told to wake
+
+
 class RejectCode(Word):
     """Why a request ended without a lease. `HTTP_STATUS` says which status a client sees."""
 
@@ -174,8 +183,25 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class SleepTraits:
+    """How a model sleeps: its weights rest in host memory, and its devices are lent to others.
+
+    `sleep_ms`, `wake_ms`: how long that takes, as expected (`wake_ms`: or as last measured). `residue_bytes` stay on
+    each device. `host_bytes` are taken on each node; None: as many as the devices there give back.
+    """
+
+    sleep_ms: int = 0
+    wake_ms: int = 0
+    residue_bytes: int = 0
+    host_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A catalog entry, as the scheduler sees it. `load_ms` is the expected (or last measured) load time."""
+    """A catalog entry, as the scheduler sees it. `load_ms` is the expected (or last measured) load time.
+
+    `sleep` None: its engine cannot sleep, or must not.
+    """
 
     name: ModelName
     requirement: Requirement
@@ -188,6 +214,7 @@ class Model:
     preload: bool = False
     priority: int = 0
     load_ms: int = 1000
+    sleep: SleepTraits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +271,15 @@ class Refusal:
 class Plan:
     """Where a replica goes and who leaves for it, whole or not at all.
 
-    `evictions` in the order of ids. `drained` are those of them that are busy or fresh.
+    `evictions` in the order of ids. `drained` are those of them that are busy or fresh. `sleeping`: those that
+    go to sleep, and what each then holds; all others stop. `wakes`: it is no new replica, but this one that sleeps.
     """
 
     placement: Placement
     evictions: tuple[ReplicaId, ...] = ()
     drained: frozenset[ReplicaId] = frozenset()
+    sleeping: Mapping[ReplicaId, Placement] = field(default_factory=dict)
+    wakes: ReplicaId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,13 +311,14 @@ class ReplicaSnapshot:
     id: ReplicaId
     model: ModelName
     state: str  # a `lifecycle.State`
-    placement: Placement
+    placement: Placement  # when it is awake
     leases: int
     pinned: bool
-    waits_for: tuple[ReplicaId, ...]  # exits that a PENDING replica waits for
+    waits_for: tuple[ReplicaId, ...]  # who must be gone, or asleep, before it starts or wakes
     makes_way_for: ReplicaId | None
     state_since_ms: int
     last_used_ms: int
+    holds: Placement  # what it is charged for now: less on its devices, and more of the host, while it sleeps
 
 
 @dataclass(frozen=True, slots=True)

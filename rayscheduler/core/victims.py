@@ -5,7 +5,7 @@ enough. A set is *minimal* when dropping any member makes it too small. Sets are
 over unlike units, by:
 
 1. how many of them are busy or fresh and have to be drained;
-2. the sum of their values (load time × recent demand);
+2. the sum of their values (load time × recent demand; of one that will sleep, wake time × recent demand);
 3. when the most recently used of them was last used (the older the better);
 4. their ids.
 """
@@ -13,8 +13,9 @@ over unlike units, by:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from rayscheduler.core.types import ModelName, ReplicaId
+from rayscheduler.core.types import ModelName, Placement, ReplicaId
 
 EXACT_UP_TO = 12  # candidates; beyond that a minimal set is taken greedily in the same order
 
@@ -22,28 +23,45 @@ IdKey = tuple[str, int]  # (model, serial): ids sort by name, then by number
 
 
 class Candidate:
-    """A replica that may leave, with what its exit costs."""
+    """A replica that may leave, with what its exit costs at least, and what if it stops.
 
-    __slots__ = ("cost", "drained", "id", "id_key", "model")
+    `model`: against whose `replicas.min` its exit counts. `keeps`: what it would hold if it slept instead, at
+    `sleep_value`; None: it can only stop.
+    """
+
+    __slots__ = ("cost", "drained", "id", "id_key", "keeps", "model", "stop_value")
 
     def __init__(
-        self, replica: ReplicaId, id_key: IdKey, model: ModelName, drained: bool, value: int, last_used_ms: int
+        self,
+        replica: ReplicaId,
+        id_key: IdKey,
+        model: ModelName,
+        drained: bool,
+        value: int,
+        last_used_ms: int,
+        keeps: Placement | None = None,
+        sleep_value: int = 0,
     ) -> None:
         self.id = replica
         self.id_key = id_key
         self.model = model
         self.drained = drained
-        self.cost = (int(drained), value, last_used_ms)
+        self.keeps = keeps
+        self.stop_value = value
+        self.cost = (int(drained), value if keeps is None else sleep_value, last_used_ms)
 
 
 class VictimSet:
-    """A minimal set of candidates, and the key by which such sets are compared."""
+    """A minimal set of candidates, who of them sleeps (and keeps what), and the key by which such sets are compared."""
 
-    __slots__ = ("key", "members")
+    __slots__ = ("key", "members", "sleeping")
 
-    def __init__(self, members: Sequence[Candidate]) -> None:
+    def __init__(self, members: Sequence[Candidate], sleeping: Mapping[ReplicaId, Placement] = MappingProxyType({})):
         self.members = tuple(sorted(members, key=lambda c: c.id_key))
-        self.key = (*_cost(members), tuple(c.id_key for c in self.members))
+        self.sleeping = sleeping
+        drained, value, last_used_ms = _cost(members)
+        value += sum(c.stop_value - c.cost[1] for c in members if c.id not in sleeping)
+        self.key = (drained, value, last_used_ms, tuple(c.id_key for c in self.members))
 
 
 def _cost(members: Sequence[Candidate]) -> tuple[int, int, int]:
@@ -57,19 +75,23 @@ def _cost(members: Sequence[Candidate]) -> tuple[int, int, int]:
 
 
 Fits = Callable[[Sequence[Candidate]], bool]
+Settle = Callable[[Sequence[Candidate]], VictimSet]
 
 
-def best_set(candidates: Sequence[Candidate], fits: Fits, spare: Mapping[ModelName, int]) -> VictimSet | None:
+def best_set(
+    candidates: Sequence[Candidate], fits: Fits, spare: Mapping[ModelName, int], settle: Settle = VictimSet
+) -> VictimSet | None:
     """The best minimal set for which `fits` holds, or None.
 
     `spare[model]`: how many replicas of a model may leave at most (`replicas.min`); absent = all.
-    `fits` must be monotone: more exits never make it false. The empty set is not tried.
+    `fits` must be monotone: more exits never make it false. The empty set is not tried. `settle` says of a set that
+    fits who of it sleeps, and so what it really costs: never less than the candidates' costs.
     """
     if not candidates or not fits(candidates):
         return None
     ordered = sorted(candidates, key=lambda c: (c.cost, c.id_key))
     if len(ordered) > EXACT_UP_TO:
-        return _greedy(ordered, fits, spare)
+        return _greedy(ordered, fits, spare, settle)
     best: VictimSet | None = None
 
     def explore(start: int, chosen: list[Candidate], left: dict[ModelName, int]) -> None:
@@ -78,7 +100,7 @@ def best_set(candidates: Sequence[Candidate], fits: Fits, spare: Mapping[ModelNa
             return
         if chosen and fits(chosen):
             if all(not fits(chosen[:i] + chosen[i + 1 :]) for i in range(len(chosen)) if len(chosen) > 1):
-                found = VictimSet(chosen)
+                found = settle(chosen)
                 if best is None or found.key < best.key:
                     best = found
             return
@@ -99,7 +121,9 @@ def best_set(candidates: Sequence[Candidate], fits: Fits, spare: Mapping[ModelNa
     return best
 
 
-def _greedy(ordered: Sequence[Candidate], fits: Fits, spare: Mapping[ModelName, int]) -> VictimSet | None:
+def _greedy(
+    ordered: Sequence[Candidate], fits: Fits, spare: Mapping[ModelName, int], settle: Settle
+) -> VictimSet | None:
     left = dict(spare)
     chosen: list[Candidate] = []
     for candidate in ordered:
@@ -117,4 +141,4 @@ def _greedy(ordered: Sequence[Candidate], fits: Fits, spare: Mapping[ModelName, 
         without = [c for c in chosen if c is not candidate]
         if fits(without):
             chosen = without
-    return VictimSet(chosen)
+    return settle(chosen)

@@ -6,7 +6,7 @@ Rules of this file: it reads everything and changes nothing.
 from __future__ import annotations
 
 from rayscheduler.core.fleet import Fleet
-from rayscheduler.core.lifecycle import State
+from rayscheduler.core.lifecycle import PROMISED, State
 from rayscheduler.core.records import ModelRecord, Origin, ReplicaRecord
 from rayscheduler.core.types import (
     DeviceSnapshot,
@@ -69,6 +69,7 @@ def _replica(replica: ReplicaRecord) -> ReplicaSnapshot:
         makes_way_for=replica.makes_way_for,
         state_since_ms=replica.since_ms,
         last_used_ms=replica.used_ms,
+        holds=replica.holds,
     )
 
 
@@ -106,6 +107,8 @@ def _validate_memory(fleet: Fleet) -> None:
             # What was found running is a fact, whatever fits; what was promised here has to fit.
             assert excess <= 0 or account.lost[i] or found, f"{device.id} is over-committed by {excess} bytes"
         assert room.free_millicpus >= 0 or found, f"{account.node.name} has promised more cpus than it has"
+        fits = room.free_host >= 0 or account.node.device_is_host_memory  # then it is a device, and was looked at
+        assert fits or found, f"{account.node.name} has promised more host memory than it has"
 
 
 def _validate_replica(fleet: Fleet, replica: ReplicaRecord) -> None:
@@ -115,7 +118,7 @@ def _validate_replica(fleet: Fleet, replica: ReplicaRecord) -> None:
     assert replica.model.replicas.get(name) is replica, f"{name} is unknown to its model"
     serving = state in (State.RUNNING, State.DRAINING)
     assert serving or not replica.leases, f"{name} holds leases while {state}: {story}"
-    assert state is State.PENDING or not replica.waits_for, f"{name} waits for others while {state}"
+    assert state in PROMISED or not replica.waits_for, f"{name} waits for others while {state}"
     assert state is not State.DRAINING or replica.leases, f"{name} is drained and was not stopped: {story}"
     for victim in replica.waits_for:
         assert victim in fleet.replicas, f"{name} waits for {victim}, which is gone"
@@ -123,3 +126,24 @@ def _validate_replica(fleet: Fleet, replica: ReplicaRecord) -> None:
         assert fleet.requests.get(request) is replica, f"{request} is leased to {name}, but is not known"
     assert any(n in fleet.ledger.accounts for n in replica.placement.nodes), f"{name} is on no node"
     assert fleet.ledger.holds(name, replica.placement), f"{name} runs without a reservation"
+    for node in replica.placement.nodes:
+        account = fleet.ledger.accounts.get(node)
+        held = None if account is None else account.reservations.get(name)  # none where a node was lost, and is back
+        right = held is None or held.placement == replica.holds
+        assert right, f"{name} should hold {replica.holds} on {node}: {story}"
+    _validate_sleep(fleet, replica)
+
+
+def _validate_sleep(fleet: Fleet, replica: ReplicaRecord) -> None:
+    """Less is held of the devices while it sleeps, and only then; the host memory of its weights all the while."""
+    name, state, keeps = replica.id, replica.state, replica.keeps
+    listed = any(sleeper is replica for sleeper in fleet.asleep())
+    assert listed == (state is State.ASLEEP), f"{name} is {state}, and listed as asleep: {listed}"
+    turns = state in (State.SUSPENDING, State.ASLEEP, State.ROUSED, State.WAKING)
+    assert keeps is not None or not turns, f"{name} is {state}, and nobody knows what it keeps"
+    assert keeps is None or turns or state in (State.DRAINING, State.STOPPING), f"{name} is {state}, and keeps {keeps}"
+    if keeps is not None and turns:
+        assert replica.holds.host_bytes == keeps.host_bytes, f"{name} is {state} without the host memory of its weights"
+    if state not in (State.ASLEEP, State.STOPPING):
+        awake = replica.placement.device_bytes
+        assert replica.holds.device_bytes == awake, f"{name} is {state}, and holds {replica.holds} of {awake}"

@@ -217,9 +217,9 @@ def _layer(config: Config, index: int, count: int, hidden: int, heads: int, ff: 
     width = _shared_width(config) if experts else config.get("intermediate_size_mlp", ff)
     kind = _memory(config, index, count)
     state = _state(config, hidden)
+    if config.flat.get("hybrid_override_pattern") and kind is not Memory.NOTHING:
+        width = 0  # these have the feed-forward in layers of its own
     if kind is Memory.STATE:
-        if config.model_type == "nemotron_h" or config.flat.get("hybrid_override_pattern"):
-            width = 0
         return Layer(
             kind,
             conv_elements=state.conv,

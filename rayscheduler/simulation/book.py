@@ -21,6 +21,7 @@ from rayscheduler.core.types import (
     Placement,
     ReplicaId,
     RequestId,
+    Rest,
     Settings,
 )
 from rayscheduler.simulation.rooms import Room
@@ -44,12 +45,26 @@ class SeenReplica:
     used_ms: int = 0
     granted_ms: int = 0  # when it last took a lease, or began to run
     leases: set[RequestId] = field(default_factory=set)
+    rest: Rest = Rest.AWAKE
+    keeps: Placement | None = None  # what it holds asleep, unless it is awake
+    nap: int = 0
 
     def serves(self) -> bool:
-        return self.running and not self.stop_sent
+        return self.running and not self.stop_sent and self.rest is Rest.AWAKE
 
     def comes_or_serves(self) -> bool:
-        return not self.stop_sent
+        return not self.stop_sent and self.rest in (Rest.AWAKE, Rest.WAKING)
+
+    def sleeps(self) -> bool:
+        return self.rest is Rest.ASLEEP and not self.stop_sent
+
+    def held(self, lying: bool = False) -> Placement:
+        """What it holds: to sleep and back, its devices and the host memory of its weights. `lying`: once it sleeps."""
+        if self.keeps is None:
+            return self.placement
+        if self.rest is Rest.ASLEEP or (lying and self.rest is Rest.SUSPENDING):
+            return self.keeps
+        return replace(self.placement, host_bytes=self.keeps.host_bytes)
 
 
 @dataclass(slots=True)
@@ -85,9 +100,21 @@ class SeenModel:
         if load_ms is not None:
             self.model = replace(self.model, load_ms=load_ms)
 
+    def woken(self, wake_ms: int | None) -> None:
+        self.failures = self.backoff_until_ms = 0
+        if wake_ms is not None and self.model.sleep is not None:
+            self.model = replace(self.model, sleep=replace(self.model.sleep, wake_ms=wake_ms))
+
     def value(self, now_ms: int) -> int:
         """Load time (ms) × requests granted in the last ten minutes."""
-        return self.model.load_ms * sum(1 for at_ms in self.granted_ms if now_ms - at_ms < DEMAND_WINDOW_MS)
+        return self.model.load_ms * self._demand(now_ms)
+
+    def waking_value(self, now_ms: int) -> int:
+        """Wake time (ms) × requests granted in the last ten minutes."""
+        return 0 if self.model.sleep is None else self.model.sleep.wake_ms * self._demand(now_ms)
+
+    def _demand(self, now_ms: int) -> int:
+        return sum(1 for at_ms in self.granted_ms if now_ms - at_ms < DEMAND_WINDOW_MS)
 
 
 class Book:
@@ -102,7 +129,10 @@ class Book:
         self.models: dict[ModelName, SeenModel] = {}
         self.replicas: dict[ReplicaId, SeenReplica] = {}  # whose processes are there
         self.ids_used: set[ReplicaId] = set()
-        self.made_way: dict[ReplicaId, ReplicaId | None] = {}  # who was evicted for whom
+        self.made_way: dict[
+            ReplicaId, list[ReplicaId | None]
+        ] = {}  # who was evicted for whom; it may sleep for several
+        self.slept_for: set[tuple[ReplicaId, ReplicaId | None]] = set()  # who is known to have slept for whom
         self.waiting: dict[RequestId, SeenRequest] = {}
         self.leased: dict[RequestId, SeenReplica] = {}
         self.holders: dict[RequestId, HolderId] = {}
@@ -196,6 +226,15 @@ class Book:
             seen.back_off(now_ms)
         return replica
 
+    def make_way(self, name: ReplicaId, way: ReplicaId | None) -> None:
+        self.made_way.setdefault(name, []).append(way)
+
+    def slept(self, name: ReplicaId, nap: int) -> None:
+        replica = self.replicas.get(name)
+        if replica is not None and not replica.stop_sent and (replica.rest, replica.nap) == (Rest.SUSPENDING, nap):
+            replica.rest = Rest.ASLEEP
+            self.slept_for.update((name, way) for way in self.made_way.get(name, ()))
+
     # -- what can be asked ------------------------------------------------------------------------
 
     def of_model(self, name: ModelName) -> list[SeenReplica]:
@@ -251,10 +290,13 @@ class Book:
             host = free[0] if free[0] is not None else 0
         return Room(node, free, host, millicpus)
 
-    def rooms(self, without: Collection[ReplicaId] = (), beside: Iterable[Placement] = ()) -> list[Room]:
-        """What is left on every node now, counting other programs, with `without` gone and `beside` there too."""
+    def rooms(
+        self, without: Collection[ReplicaId] = (), beside: Iterable[Placement] = (), lying: bool = False
+    ) -> list[Room]:
+        """What is left on every node now, counting other programs, with `without` gone and `beside` there too.
+        `lying`: whoever goes to sleep does sleep."""
         kept: list[tuple[Placement, Collection[NodeName]]] = [
-            (replica.placement, replica.homes) for replica in self.replicas.values() if replica.id not in without
+            (replica.held(lying), replica.homes) for replica in self.replicas.values() if replica.id not in without
         ]
         kept.extend((placement, placement.nodes) for placement in beside)
         return [self.room(self.nodes[name], kept, True) for name in sorted(self.nodes)]
@@ -265,12 +307,12 @@ class Book:
         for replica in self.replicas.values():
             if replica.id == without or node.name not in replica.homes:
                 continue
-            place = replica.placement
+            place = replica.held()
             load += sum(size for name, size in zip(place.devices, place.device_bytes, strict=True) if name == device)
             load += place.host_bytes if node.device_is_host_memory else 0
         return load
 
     def rooms_beside(self, keep: Iterable[SeenReplica]) -> list[Room]:
         """What would be left on every node with only these replicas there, and no other programs."""
-        kept = [(replica.placement, replica.homes) for replica in keep]
+        kept = [(replica.held(), replica.homes) for replica in keep]
         return [self.room(self.nodes[name], kept, False) for name in sorted(self.nodes)]

@@ -32,6 +32,21 @@ class SlowExit:
 
 
 @dataclass(frozen=True, slots=True)
+class SlowSleep:
+    """The model's next way to sleep or back takes this much longer."""
+
+    model: ModelName
+    extra_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SleepFails:
+    """The model's next way to sleep or back ends in a crash."""
+
+    model: ModelName
+
+
+@dataclass(frozen=True, slots=True)
 class ExitsUnasked:
     """The model's oldest process ends, politely: it is told as stopped, and nobody had sent a stop."""
 
@@ -84,7 +99,19 @@ class Nudge:
     """`Woken`, though nothing is due."""
 
 
-Fault = SlowLoad | SlowExit | ExitsUnasked | LateNews | Echo | Restart | HolderDies | Redeploy | Nudge
+Fault = (
+    SlowLoad
+    | SlowExit
+    | SlowSleep
+    | SleepFails
+    | ExitsUnasked
+    | LateNews
+    | Echo
+    | Restart
+    | HolderDies
+    | Redeploy
+    | Nudge
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +125,9 @@ class Story:
     """One run: what happens until `heal_ms`, and how the messenger is.
 
     `batches`: all that is told at one instant is told in one call. `racy`: a replica that is stopped while
-    it loads says that it is ready all the same. `stutters`: while a replica loads, its predecessor's "ready" is
-    told again. `wake_late_ms`: how late the scheduler is woken.
-    `bound_ms`: how long after `heal_ms` the last request may wait.
+    it loads, goes to sleep or wakes says that it is done all the same. `stutters`: while a replica loads, its
+    predecessor's "ready" is told again; while it goes to sleep or wakes, the news of its last nap.
+    `wake_late_ms`: how late the scheduler is woken. `bound_ms`: how long after `heal_ms` the last request may wait.
     """
 
     seed: int

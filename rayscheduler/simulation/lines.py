@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.decisions import Decision, Grant, Reject, SleepReplica, StartReplica, StopReplica, WakeReplica
 
 
 def line_of(decision: Decision, at_ms: int) -> dict[str, Any]:
     """The decision as one line of `simulate --json`; bytes are whole, times in milliseconds."""
     match decision:
-        case StartReplica(replica, model, placement, evicts):
+        case StartReplica(replica, model, placement, evicts) | WakeReplica(replica, model, placement, evicts=evicts):
             nodes = placement.nodes
             return {
                 "at_ms": at_ms,
-                "decision": "start",
+                "decision": "start" if isinstance(decision, StartReplica) else "wake",
                 "replica": replica,
                 "model": model,
                 "node": nodes[0] if len(nodes) == 1 else list(nodes),
@@ -24,6 +24,11 @@ def line_of(decision: Decision, at_ms: int) -> dict[str, Any]:
             }
         case StopReplica(replica, model, reason, makes_way_for):
             line = {"at_ms": at_ms, "decision": "stop", "replica": replica, "model": model, "reason": reason.value}
+            if makes_way_for is not None:
+                line["for"] = makes_way_for
+            return line
+        case SleepReplica(replica, model, makes_way_for=makes_way_for):
+            line = {"at_ms": at_ms, "decision": "sleep", "replica": replica, "model": model}
             if makes_way_for is not None:
                 line["for"] = makes_way_for
             return line

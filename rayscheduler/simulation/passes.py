@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from rayscheduler.core.decisions import StartReplica
-from rayscheduler.core.types import ModelName, PolicyName, ReplicaId, Snapshot, Strategy
+from rayscheduler.core.types import DeviceId, ModelName, PolicyName, ReplicaId, Rest, Snapshot, Strategy
 from rayscheduler.simulation.book import Book, SeenModel, SeenReplica, SeenRequest
+from rayscheduler.simulation.naps import could_come, could_load, fits_awake
 from rayscheduler.simulation.rooms import choices_on, fits
 from rayscheduler.simulation.rules import Pass, excess_bytes, fits_beside_pinned
 from rayscheduler.simulation.violation import Violation, demand
 
 SEARCHED_AT_MOST = 7  # candidates for eviction of which every set is tried
+AGES_MS = 1 << 40
 
 
 def check_obligations(book: Book, this: Pass, snapshot: Snapshot) -> None:
@@ -28,7 +30,8 @@ def check_obligations(book: Book, this: Pass, snapshot: Snapshot) -> None:
         left = each.model in this.unloaded and each.state != "STOPPING" and len(this.events) == 1
         demand(not left, "unloaded", f"{each.id} is {each.state}, and {each.model} was unloaded")
     if this.failed_loads:
-        there = [r for r in snapshot.replicas if r.state in ("PENDING", "STARTING", "RUNNING")]
+        states = ("PENDING", "STARTING", "RUNNING", "ROUSED", "WAKING")
+        there = [r for r in snapshot.replicas if r.state in states]
         there.extend(r for r in snapshot.replicas if r.id in this.draining_after - this.draining)
         coming = {r.model for r in there}
         for request in book.waiting.values():
@@ -90,6 +93,10 @@ def check_snapshot(book: Book, snapshot: Snapshot) -> None:
 def _states(seen: SeenReplica) -> tuple[str, ...]:
     if seen.stop_sent:
         return ("STOPPING",)
+    if seen.rest is not Rest.AWAKE:
+        return {Rest.SUSPENDING: ("SUSPENDING",), Rest.ASLEEP: ("ASLEEP", "ROUSED"), Rest.WAKING: ("WAKING",)}[
+            seen.rest
+        ]
     return ("RUNNING", "DRAINING") if seen.running else ("STARTING",)
 
 
@@ -100,8 +107,14 @@ def check_pressure(book: Book, this: Pass) -> None:
             continue
         for replica in book.on_device(device):
             idle = replica.serves() and not replica.leases and not this.drains(replica.id)
-            if idle and not _is_pinned(book, replica.model):
+            sleeps = replica.sleeps() and replica.id not in this.pending and _residue_on(replica, device) > 0
+            if sleeps or (idle and not _is_pinned(book, replica.model)):
                 raise Violation("memory pressure", f"{replica.id} idles on {device}, which others need")
+
+
+def _residue_on(replica: SeenReplica, device: DeviceId) -> int:
+    place = replica.held()
+    return dict(zip(place.devices, place.device_bytes, strict=True)).get(device, 0)
 
 
 def _is_pinned(book: Book, name: ModelName) -> bool:
@@ -126,18 +139,19 @@ def check_idle_hands(book: Book, this: Pass, snapshot: Snapshot) -> None:
             raise Violation("idle hands", f"{replica.id} has a place, and requests for {replica.model} wait")
     if book.settings.policy is not PolicyName.FIFO or this.impatient_ms == this.now_ms or this.pending:
         return
-    coming = {r.model for r in snapshot.replicas if r.state in ("STARTING", "RUNNING")}
+    coming = {r.model for r in snapshot.replicas if r.state in ("STARTING", "RUNNING", "WAKING")}
     for name in sorted(wanted - coming):
         seen = book.models[name]
         if this.now_ms >= seen.backoff_until_ms:
             gone = [r.id for r in _movable(book, this, name)]
-            if fits(seen.model, book.rooms(without=gone), book.settings):
+            if could_come(book, seen.model, gone):
                 raise Violation("idle hands", f"{name} could be loaded now (evicting {gone or 'nobody'}), and is not")
 
 
 def _movable(book: Book, this: Pass, loading: ModelName) -> list[SeenReplica]:
-    """Idle, stale, unpinned replicas of other models without a minimum: they may leave for `loading`."""
-    found = []
+    """Idle, stale, unpinned replicas of other models without a minimum, and all that sleep: they may leave for
+    `loading`."""
+    found = [r for r in book.replicas.values() if r.sleeps() and r.id not in this.pending]
     for replica in book.replicas.values():
         seen = book.models.get(replica.model)
         if seen is None or seen.model.pinned or seen.model.replicas_min or replica.model == loading:
@@ -161,11 +175,13 @@ def check_victims(book: Book, this: Pass) -> None:
         if loading is None or this.pending.keys() != {way} or any(len(v.placement.nodes) > 1 for v in victims):
             continue
         names = [victim.id for victim in victims]
+        wakes = book.replicas.get(way)
         if this.draining.intersection(names):
             continue  # chosen in an earlier pass, when other candidates were there
         for victim in victims:
             others = [name for name in names if name != victim.id]
-            if fits(loading.model, book.rooms(without=others), book.settings):
+            settled = fits_awake(book, wakes, others) if wakes else could_load(book, loading.model, others)
+            if settled or (not others and could_come(book, loading.model, ())):
                 raise Violation("needless victim", f"{way} would fit without evicting {victim.id}")
         _check_least_valuable(book, this, way, loading, victims)
 
@@ -174,11 +190,12 @@ def _check_least_valuable(
     book: Book, this: Pass, way: ReplicaId, loading: SeenModel, victims: list[SeenReplica]
 ) -> None:
     """No other set of idle replicas is cheaper: load time × recent demand; then the one least recently used."""
-    if any(not victim.running for victim in victims):
+    if any(not victim.running or victim.rest is Rest.WAKING for victim in victims):
         return
     asked_for = {request.model for request in book.waiting.values()}
     for replica in book.replicas.values():
-        if not replica.running and not replica.stop_sent and replica.model not in asked_for:
+        comes = not replica.running or replica.rest is Rest.WAKING
+        if comes and not replica.stop_sent and replica.model not in asked_for:
             return  # abandoned, perhaps: it may have been a candidate, and that is not known outside
     candidates = [*_movable(book, this, loading.model.name), *victims]
     if len(candidates) > SEARCHED_AT_MOST:
@@ -188,7 +205,7 @@ def _check_least_valuable(
         for chosen in combinations(candidates, count):
             cost = _cost(book, this, list(chosen))
             gone = [replica.id for replica in chosen]
-            if cost < taken and fits(loading.model, book.rooms(without=gone), book.settings):
+            if cost < taken and could_come(book, loading.model, gone):
                 raise Violation(
                     "dear victim",
                     f"{way} evicts {[v.id for v in victims]} at {taken}, and {gone} would do at {cost}",
@@ -196,8 +213,16 @@ def _check_least_valuable(
 
 
 def _cost(book: Book, this: Pass, chosen: list[SeenReplica]) -> tuple[int, int]:
-    values = [book.models[r.model].value(this.now_ms) if r.model in book.models else 0 for r in chosen]
-    return sum(values), max(replica.used_ms for replica in chosen)
+    """One that was sent to sleep costs its wake, one that sleeps nothing; all others cost a load, at most."""
+    value, used_ms = 0, -AGES_MS
+    for replica in chosen:
+        asleep = replica.rest is Rest.ASLEEP
+        used_ms = max(used_ms, replica.used_ms - (AGES_MS if asleep else 0))
+        seen = book.models.get(replica.model)
+        if seen is not None and not asleep:
+            turns = replica.rest is Rest.SUSPENDING
+            value += seen.waking_value(this.now_ms) if turns else seen.value(this.now_ms)
+    return value, used_ms
 
 
 # -- places ---------------------------------------------------------------------------------------
@@ -234,7 +259,7 @@ def check_standing(book: Book, snapshot: Snapshot) -> None:
     """At rest, what stands (`replicas.min`, `preload`) and what an operator wants runs, if there is room."""
     if book.waiting or book.shutting_down or book.settings.policy is not PolicyName.FIFO:
         return
-    if any(replica.state != "RUNNING" for replica in snapshot.replicas):
+    if any(replica.state not in ("RUNNING", "ASLEEP") for replica in snapshot.replicas):
         return
     barred = bool(book.wanted) and book.settings.patience_ms is not None  # by a load that waits for what stands
     for name, seen in sorted(book.models.items()):
@@ -242,8 +267,9 @@ def check_standing(book: Book, snapshot: Snapshot) -> None:
         preload = 1 if seen.model.preload and not idles else 0
         wish = 0 if seen.unloaded or barred else max(seen.model.replicas_min, preload)
         wish = max(wish, 1 if name in book.wanted else 0)
-        if len(book.of_model(name)) < wish and fits(seen.model, book.rooms(), book.settings):
-            raise Violation("standing", f"{len(book.of_model(name))} of {wish} {name} run, and there is room for more")
+        count = sum(1 for replica in book.of_model(name) if replica.comes_or_serves())
+        if count < wish and could_come(book, seen.model, ()):
+            raise Violation("standing", f"{count} of {wish} {name} run, and there is room for more")
 
 
 def could_be_served(book: Book, this: Pass) -> list[SeenRequest]:

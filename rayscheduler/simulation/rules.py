@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rayscheduler.core import events as ev
-from rayscheduler.core.decisions import Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.decisions import Grant, Reject, StartReplica, StopReplica, WakeReplica
 from rayscheduler.core.types import (
     DeviceId,
     Model,
     ModelName,
+    Placement,
     PolicyName,
     RejectCode,
     ReplicaId,
     ReplicaSnapshot,
     RequestId,
+    Rest,
     StopReason,
 )
-from rayscheduler.simulation.book import Book, SeenReplica, SeenRequest
+from rayscheduler.simulation.book import Book, SeenModel, SeenReplica, SeenRequest
 from rayscheduler.simulation.rooms import fits, vector_matches
 from rayscheduler.simulation.violation import Violation, demand
 
@@ -78,10 +80,17 @@ def check_start(book: Book, this: Pass, start: StartReplica) -> None:
     demand(bool(start.why), "explained", f"{name} starts without a word why")
     _check_place(book, start, model.versions)
     _check_room(book, start)
+    check_coming(book, this, start, model)
+
+
+def check_coming(book: Book, this: Pass, start: StartReplica | WakeReplica, model: SeenModel) -> None:
+    """What a start and a wake have in common: the victims, how many there are, and who asked for it."""
+    name = start.replica
     for victim in start.evicts:
-        demand(victim not in book.replicas, "victims first", f"{name} starts before {victim} is gone")
-        way = book.made_way.get(victim, name)
-        demand(way == name, "victims first", f"{name} names {victim}, which left for {way}")
+        away = victim not in book.replicas or (victim, name) in book.slept_for
+        demand(away, "victims first", f"{name} starts before {victim} is gone")
+        ways = book.made_way.get(victim, [name])
+        demand(name in ways, "victims first", f"{name} names {victim}, which left for {ways}")
     demand(list(start.evicts) == sorted(start.evicts, key=id_key), "victims first", f"{name}: evicts out of order")
     same = [r for r in book.of_model(start.model) if r.comes_or_serves() and not this.drains(r.id)]
     most = max(max(version.replicas_max, version.replicas_min) for version in model.versions)
@@ -114,25 +123,28 @@ def _check_place(book: Book, start: StartReplica, versions: Sequence[Model]) -> 
 
 
 def _check_room(book: Book, start: StartReplica) -> None:
+    check_fits(book, start.replica, start.placement)
+
+
+def check_fits(book: Book, name: ReplicaId, place: Placement) -> None:
     """No device, host or node is ever promised more than it has, counting what others use."""
-    place = start.placement
-    for room in book.rooms(beside=(place,)):
+    for room in book.rooms(without=(name,), beside=(place,)):
         if room.node.name not in place.nodes:
             continue
         for device, free in zip(room.node.devices, room.free, strict=True):
             short = device.id in place.devices and free is not None and free < 0
-            demand(not short, "over-committed", f"{device.id} is {-(free or 0)} short as {start.replica} starts")
+            demand(not short, "over-committed", f"{device.id} is {-(free or 0)} short as {name} starts")
         if place.host_bytes:
             demand(
                 room.host_bytes >= 0,
                 "over-committed",
-                f"{room.node.name} is {-room.host_bytes} host bytes short when {start.replica} starts",
+                f"{room.node.name} is {-room.host_bytes} host bytes short when {name} starts",
             )
         if place.millicpus:
             demand(
                 room.millicpus >= 0,
                 "over-committed",
-                f"{room.node.name} is {-room.millicpus} millicpus short when {start.replica} starts",
+                f"{room.node.name} is {-room.millicpus} millicpus short when {name} starts",
             )
 
 
@@ -159,7 +171,7 @@ def check_stop(book: Book, this: Pass, stop: StopReplica) -> None:
         f"{name} is stopped as {reason} while it serves {sorted(replica.leases)}",
     )
     if reason in (StopReason.EVICTED, StopReason.ABANDONED):
-        _check_victim(book, this, stop, replica)
+        check_victim(book, this, stop, replica)
     elif reason is StopReason.IDLE:
         _check_idle(book, this, replica)
     elif reason is StopReason.MEMORY_PRESSURE:
@@ -168,17 +180,19 @@ def check_stop(book: Book, this: Pass, stop: StopReplica) -> None:
         raise Violation("stop reason", f"{name} stops as {reason}, which did not happen")
 
 
-def _check_victim(book: Book, this: Pass, stop: StopReplica, victim: SeenReplica) -> None:
+def check_victim(book: Book, this: Pass, stop: StopReplica, victim: SeenReplica) -> None:
     name, way, drained = stop.replica, stop.makes_way_for, stop.replica in this.lease_ended
-    starting = stop.reason is StopReason.ABANDONED
-    demand(victim.running != starting, "victims", f"{name} is {stop.reason}, running: {victim.running}")
+    starting, asleep = stop.reason is StopReason.ABANDONED, victim.rest is Rest.ASLEEP
+    comes = not victim.running or victim.rest is Rest.WAKING
+    demand(comes == starting, "victims", f"{name} is {stop.reason}, running: {victim.running}, {victim.rest}")
     seen = book.models.get(victim.model)
     model = seen.model if seen else None
-    demand(not (model and model.pinned) or name in this.draining, "pinned", f"{name} is pinned and {stop.reason}")
+    movable = asleep or not (model and model.pinned) or name in this.draining
+    demand(movable, "pinned", f"{name} is pinned and {stop.reason}")
     demand(way is not None or drained, "victims", f"{name} is {stop.reason} for nobody")
     if way is not None:
         loading = ModelName(id_key(way)[0])
-        demand(loading != victim.model, "victims", f"{name} makes way for {way}, of its own model")
+        demand(asleep or loading != victim.model, "victims", f"{name} makes way for {way}, of its own model")
         coming = way in this.pending or len(this.events) > 1 or isinstance(this.events[0], ev.HolderLost)
         demand(coming, "victims", f"{name} makes way for {way}, which is not coming")
         demand(
@@ -186,6 +200,8 @@ def _check_victim(book: Book, this: Pass, stop: StopReplica, victim: SeenReplica
             "on demand",
             f"{name} makes way for {way}, and nobody asked for {loading}",
         )
+    if asleep:
+        return  # it serves nobody: neither staleness nor a minimum protects it
     if not starting:
         idle_ms = this.now_ms - victim.used_ms
         stale = idle_ms >= book.settings.stale_after_ms or book.settings.policy is PolicyName.SERIAL
@@ -223,7 +239,8 @@ def _check_idle(book: Book, this: Pass, replica: SeenReplica) -> None:
 
 def _check_pressed(book: Book, this: Pass, replica: SeenReplica) -> None:
     seen = book.models.get(replica.model)
-    movable = replica.running and not (seen and seen.model.pinned) and replica.id not in this.draining
+    pinned = seen is not None and seen.model.pinned
+    movable = replica.sleeps() or (replica.serves() and not pinned and replica.id not in this.draining)
     demand(movable, "memory pressure", f"{replica.id} is pinned, not running or draining, and stopped for memory")
     pending = {device for other in this.pending.values() for device in other.placement.devices}
     if (pending | this.promised).intersection(replica.placement.devices):
@@ -239,7 +256,7 @@ def excess_bytes(book: Book, device: DeviceId) -> int:
         return 0
     at = next(i for i, d in enumerate(node.devices) if d.id == device)
     leaving = [replica.id for replica in book.replicas.values() if replica.stop_sent]
-    free = next(room for room in book.rooms(without=leaving) if room.node is node).free[at]
+    free = next(room for room in book.rooms(without=leaving, lying=True) if room.node is node).free[at]
     return -(free or 0)
 
 

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rayscheduler.core import events as ev
-from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
-from rayscheduler.core.types import DeviceId, ModelName, ReplicaId, RequestId, Settings, Snapshot, StopReason
+from rayscheduler.core.decisions import Decision, Grant, Reject, SleepReplica, StartReplica, StopReplica, WakeReplica
+from rayscheduler.core.types import DeviceId, ModelName, ReplicaId, RequestId, Rest, Settings, Snapshot, StopReason
 from rayscheduler.simulation import passes
 from rayscheduler.simulation.book import Book
+from rayscheduler.simulation.naps import check_sleep, check_sleeps_first, check_wake, check_wakes_first
 from rayscheduler.simulation.rules import Pass, check_grant, check_reject, check_start, check_stop
 from rayscheduler.simulation.violation import demand
 
@@ -114,6 +115,17 @@ class Watch:
                     book.wanted.pop(replica.model, None)
                     if replica.model in book.models:
                         book.models[replica.model].loaded(load_ms)
+            case ev.ReplicaSlept(name, nap):
+                book.slept(name, nap)
+            case ev.ReplicaWoke(name, nap, wake_ms):
+                replica = book.replicas.get(name)
+                wakes = replica is not None and (replica.rest, replica.nap) == (Rest.WAKING, nap)
+                if replica is not None and wakes and not replica.stop_sent:
+                    replica.rest, replica.keeps = Rest.AWAKE, None
+                    replica.used_ms = replica.granted_ms = now_ms
+                    book.wanted.pop(replica.model, None)
+                    if replica.model in book.models:
+                        book.models[replica.model].woken(wake_ms)
             case ev.ReplicaStopped(name):
                 self._exit(name, None, now_ms)
             case ev.ReplicaFailed(name, kind):
@@ -134,7 +146,7 @@ class Watch:
         is wanted by somebody, and so need not be seen."""
         book = self.book
         waits = name in book.wanted or any(request.model == name for request in book.waiting.values())
-        return waits or any(replica.comes_or_serves() for replica in book.of_model(name))
+        return waits or any(not replica.stop_sent for replica in book.of_model(name))
 
     def _unload(self, name: ModelName, reason: StopReason) -> None:
         self.book.silenced.add(name)
@@ -178,13 +190,19 @@ class Watch:
 
     def decided(self, decisions: Sequence[Decision], snapshot: Snapshot, now_ms: int) -> None:
         this, book = self._pass, self.book
-        this.pending = {r.id: r for r in snapshot.replicas if r.state == "PENDING"}
+        this.pending = {r.id: r for r in snapshot.replicas if r.state in ("PENDING", "ROUSED")}
         this.draining_after = frozenset(r.id for r in snapshot.replicas if r.state == "DRAINING")
         for decision in decisions:
             match decision:
                 case StartReplica():
                     check_start(book, this, decision)
                     book.start(decision.replica, decision.model, decision.placement, now_ms)
+                case SleepReplica():
+                    check_sleep(book, this, decision)
+                    self._sent_to_sleep(decision)
+                case WakeReplica():
+                    check_wake(book, this, decision)
+                    book.replicas[decision.replica].rest = Rest.WAKING
                 case StopReplica():
                     check_stop(book, this, decision)
                     self._stopped(decision)
@@ -202,7 +220,10 @@ class Watch:
         passes.check_snapshot(book, snapshot)
         passes.check_pressure(book, this)
         passes.check_victims(book, this)
-        passes.check_best_place(book, this, [d for d in decisions if isinstance(d, StartReplica)])
+        started = [d for d in decisions if isinstance(d, StartReplica)]
+        passes.check_best_place(book, this, started)
+        check_wakes_first(book, this, started)
+        check_sleeps_first(book, this)
         passes.check_idle_hands(book, this, snapshot)
         self._draining = this.draining_after
         self._coming = frozenset(r.model for r in this.pending.values())
@@ -221,10 +242,19 @@ class Watch:
         if replica is not None:
             replica.stop_sent = True
             self.book.end_leases(replica)
-        if decision.reason in (StopReason.EVICTED, StopReason.ABANDONED):
-            self.book.made_way[decision.replica] = decision.makes_way_for
+        if decision.reason not in (StopReason.EVICTED, StopReason.ABANDONED):
+            self.book.made_way.pop(decision.replica, None)  # whoever it was drained for has its room all the same
+        else:
+            self.book.make_way(decision.replica, decision.makes_way_for)
             if decision.makes_way_for is not None and replica is not None:
                 self._pass.evicted.setdefault(decision.makes_way_for, []).append(replica)
+
+    def _sent_to_sleep(self, decision: SleepReplica) -> None:
+        replica, way = self.book.replicas[decision.replica], decision.makes_way_for
+        replica.rest, replica.keeps, replica.nap = Rest.SUSPENDING, decision.keeps, decision.nap
+        self.book.make_way(decision.replica, way)
+        if way is not None:
+            self._pass.evicted.setdefault(way, []).append(replica)
 
     # -- restarts ---------------------------------------------------------------------------------
 
@@ -251,7 +281,8 @@ class Watch:
 
     def _found(self, event: ev.ReplicaFound, now_ms: int) -> None:
         replica = self.book.start(event.replica, event.model, event.placement, now_ms)
-        replica.running, replica.stop_sent = event.running, event.leaving
+        replica.running, replica.stop_sent = event.running or event.rest is not Rest.AWAKE, event.leaving
+        replica.rest, replica.keeps, replica.nap = event.rest, event.keeps, event.nap
         replica.used_ms = now_ms - event.idle_ms
         for request, holder in event.leases.items():
             self.book.grant(request, replica, now_ms)

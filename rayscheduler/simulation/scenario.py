@@ -25,7 +25,10 @@ from rayscheduler.core.types import (
 
 @dataclass(frozen=True, slots=True)
 class ScenarioReplica:
-    """A replica that is there when the clock starts. `idle_ms`: unleased for so long (0 with leases)."""
+    """A replica that is there when the clock starts. `idle_ms`: unleased for so long (0 with leases).
+
+    `keeps`: it sleeps, and holds this; `placement` is what it holds awake.
+    """
 
     id: ReplicaId
     model: ModelName
@@ -33,6 +36,7 @@ class ScenarioReplica:
     running: bool = True  # False: starting, and its load begins at 0
     leases: int = 0
     idle_ms: int = 0
+    keeps: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)

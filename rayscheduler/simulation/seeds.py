@@ -21,6 +21,7 @@ from rayscheduler.simulation.drawn_day import (
     draw_verbs,
 )
 from rayscheduler.simulation.drawn_fleet import draw_model, draw_node, draw_running, draw_settings
+from rayscheduler.simulation.drawn_sleep import sleepy
 from rayscheduler.simulation.faults import FaultAt, Story
 from rayscheduler.simulation.tastes import TASTES, Taste
 
@@ -32,7 +33,9 @@ def story_of(seed: int) -> Story:
     """The story that a seed stands for."""
     rng = Random(seed)
     kind = seed % (len(TASTES) + 1)  # each taste in its turn, so that a few seeds in a row try them all
-    return _mixed(seed, rng, TASTES[kind]) if kind < len(TASTES) else _stream(seed, rng)
+    taste = TASTES[kind] if kind < len(TASTES) else Taste(asleep=0.5)
+    story = _mixed(seed, rng, taste) if kind < len(TASTES) else _stream(seed, rng)
+    return sleepy(story, Random(f"sleep {seed}"), taste)
 
 
 def _mixed(seed: int, rng: Random, taste: Taste) -> Story:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rayscheduler.core.explain import PlanAnswer
 from rayscheduler.core.scheduler import Scheduler
-from rayscheduler.core.types import ModelName, Refusal
+from rayscheduler.core.types import ModelName, Plan, Refusal
 from rayscheduler.simulation.checker import Checker
 from rayscheduler.simulation.lines import line_of
 from rayscheduler.simulation.scenario import Scenario
@@ -53,7 +53,18 @@ def plan_object(answer: PlanAnswer) -> dict[str, Any]:
         "refusals": [refusal_object(refusal) for refusal in answer.refusals],
         "message": answer.message,
         "summary": answer.summary,
+        **_rests(answer.plan),
     }
+
+
+def _rests(plan: Plan | None) -> dict[str, Any]:
+    """Which of the victims would sleep, and who would wake: said only where there is something to say."""
+    told: dict[str, Any] = {}
+    if plan is not None and plan.sleeping:
+        told["sleeps"] = [name for name in plan.evictions if name in plan.sleeping]
+    if plan is not None and plan.wakes is not None:
+        told["wakes"] = plan.wakes
+    return told
 
 
 def refusal_object(refusal: Refusal) -> dict[str, Any]:

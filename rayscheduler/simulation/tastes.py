@@ -32,6 +32,7 @@ class Taste:
     changed: tuple[int, ...] = (0, 0, 1, 3)
     struck: tuple[int, ...] = (0, 4, 10, 18)
     queue_limit: tuple[int, ...] = (1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 3, 10)
+    asleep: float = 0.3  # how many of the models can sleep
     durations_ms: tuple[int | None, ...] = (50, 500, 500, 3_000, 12_000, None)  # None: until its client says so
     load_ms: tuple[int, ...] = (0, 100, 1_000, 4_000, 15_000)
     unload_ms: tuple[int, ...] = (0, 0, 200, 2_000, 5_000)
@@ -78,4 +79,17 @@ TASTES = (
     Taste(nodes=(1,), devices=(2, 4), shares=TIGHT, kinds=("",), peculiar=0.9, operated=(2, 5)),  # pins and minima
     Taste(nodes=(1, 2), shares=TIGHT, changed=(4, 8)),  # nodes flap, other programs come and go
     Taste(nodes=(1,), shares=TIGHT, kinds=("",), operated=(2,), struck=(25,)),  # a bad day
+    Taste(  # sleepers
+        nodes=(1, 1, 2),
+        devices=(1, 1, 2),
+        shares=(25, 45, 60, 95),
+        models=(4, 6),
+        kinds=("", "", "memory", "cpus"),
+        counts=((1,), (1, 2)),
+        patience_ms=(None, 1_000, 5_000),
+        peculiar=0.2,
+        struck=(4, 12),
+        load_ms=(1_000, 4_000),
+        asleep=0.9,
+    ),
 )

@@ -167,6 +167,10 @@ class _Reader:
                 model_name, begun_ms = self._begun.pop(name)
                 took_ms = at_ms - begun_ms if load_ms is None else load_ms
                 self.models[model_name] = replace(self.models[model_name], load_ms=took_ms)
+            case ev.ReplicaWoke(name, _, wake_ms) if wake_ms is not None:
+                woken = self.models.get(ModelName(name.rpartition("#")[0]))
+                if woken is not None and woken.sleep is not None:
+                    self.models[woken.name] = replace(woken, sleep=replace(woken.sleep, wake_ms=wake_ms))
             case ev.ReplicaStopped(name) if name in self._stopping:
                 model_name, begun_ms = self._stopping.pop(name)
                 self.unload_ms[model_name] = at_ms - begun_ms

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from rayscheduler.core import events as ev
-from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.decisions import Decision, Grant, Reject, SleepReplica, StartReplica, StopReplica, WakeReplica
 from rayscheduler.core.scheduler import Scheduler
-from rayscheduler.core.types import HolderId, ModelName, NodeName, Placement, ReplicaId, RequestId, StopReason
+from rayscheduler.core.types import HolderId, ModelName, NodeName, Placement, ReplicaId, RequestId, Rest, StopReason
 from rayscheduler.simulation import scenario as sc
 from rayscheduler.simulation.faults import HOLDERS, FaultAt, Story, holder_index, holder_name
 from rayscheduler.simulation.safety import Watch
@@ -30,7 +30,7 @@ EXIT_SEEN_MS = 50  # how long it takes to see that a replica is not there any mo
 class Process:
     """One engine, as it really is. `homes`: nodes on which it still is."""
 
-    __slots__ = ("homes", "load_ms", "model", "placement", "ready", "replica", "stopping")
+    __slots__ = ("homes", "keeps", "load_ms", "model", "nap", "placement", "ready", "replica", "rest", "stopping")
 
     def __init__(self, replica: ReplicaId, model: ModelName, placement: Placement, load_ms: int) -> None:
         self.replica = replica
@@ -40,6 +40,9 @@ class Process:
         self.load_ms = load_ms
         self.ready = False
         self.stopping = False
+        self.rest = Rest.AWAKE
+        self.keeps: Placement | None = None  # what it holds asleep, unless it is awake
+        self.nap = 0
 
 
 class Client:
@@ -59,6 +62,14 @@ class Ready:
     """A process has finished loading."""
 
     process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A process sleeps, or is awake again."""
+
+    process: Process
+    nap: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +101,8 @@ class Turn:
 
 
 UP, HEAL, LOOSEN = Turn("up"), Turn("heal"), Turn("loosen")
-NEWS = (Ready, Gone, Served, Late)
-Item = Ready | Gone | Served | Late | Turn | sc.At | FaultAt
+NEWS = (Ready, Turned, Gone, Served, Late)
+Item = Ready | Turned | Gone | Served | Late | Turn | sc.At | FaultAt
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,9 @@ class Truth:
         self.failing: set[ModelName] = set()
         self.slow_loads: dict[ModelName, int] = {}
         self.slow_exits: dict[ModelName, int] = {}
+        self.traits = {model.name: model.sleep for model in story.scenario.models if model.sleep is not None}
+        self.restless: set[ModelName] = set()  # whose next way to sleep or back fails
+        self.slow_sleeps: dict[ModelName, int] = {}
         self.late_ms = self.late_left = 0
         self.untold_losses: set[NodeName] = set()
         self.history: deque[ev.Event] = deque(maxlen=HISTORY_LENGTH)
@@ -175,6 +189,8 @@ class Truth:
         match item:
             case Ready(process):
                 return self._ready(process)
+            case Turned(process, nap):
+                return self._turned(process, nap)
             case Gone(process):
                 if self.processes.pop(process.replica, None) is None:
                     return None
@@ -201,6 +217,20 @@ class Truth:
         self.last_ready[process.model] = process.replica
         measured_ms = process.load_ms if self.story.seed % 2 else None
         return ev.ReplicaStarted(process.replica, measured_ms)
+
+    def _turned(self, process: Process, nap: int) -> ev.Event | None:
+        if process.stopping or process.replica not in self.processes or process.nap != nap:
+            return None
+        if process.model in self.restless:
+            self.restless.discard(process.model)
+            del self.processes[process.replica]
+            return ev.ReplicaFailed(process.replica, ev.FailureKind.LOAD, "the story says so")
+        if process.rest is Rest.SUSPENDING:
+            process.rest = Rest.ASLEEP
+            return ev.ReplicaSlept(process.replica, nap)
+        process.rest, process.keeps = Rest.AWAKE, None
+        wake_ms = self.traits[process.model].wake_ms if self.story.seed % 2 else None
+        return ev.ReplicaWoke(process.replica, nap, wake_ms)
 
     # -- what is told, and what comes of it -------------------------------------------------------
 
@@ -246,7 +276,7 @@ class Truth:
         """Which serials were ever named, so that a new scheduler can be told."""
         for decision in decisions:
             names = [decision.replica] if isinstance(decision, StartReplica) else []
-            if isinstance(decision, StopReplica) and decision.makes_way_for is not None:
+            if isinstance(decision, (StopReplica, SleepReplica)) and decision.makes_way_for is not None:
                 names.append(decision.makes_way_for)
             for name in names:
                 model, _, serial = name.rpartition("#")
@@ -269,8 +299,27 @@ class Truth:
                     self.later(self.now_ms + load_ms, Ready(process))
                 if self.story.stutters and model in self.last_ready:
                     self.later(self.now_ms + load_ms // 2, Late(ev.ReplicaStarted(self.last_ready[model])))
+            case SleepReplica(replica) | WakeReplica(replica):
+                if replica in self.processes:
+                    self._turn(self.processes[replica], decision)
             case StopReplica(replica, model, reason):
                 self._stop(replica, model, reason)
+
+    def _turn(self, process: Process, decision: SleepReplica | WakeReplica) -> None:
+        """It is on its way to sleep, or back."""
+        traits, nap = self.traits[process.model], decision.nap
+        old: list[ev.Event] = [ev.ReplicaSlept(process.replica, nap - 1), ev.ReplicaWoke(process.replica, nap - 1)]
+        if isinstance(decision, SleepReplica):
+            process.rest, process.keeps, process.nap = Rest.SUSPENDING, decision.keeps, nap
+            takes_ms = traits.sleep_ms
+        else:
+            process.rest = Rest.WAKING
+            takes_ms = traits.wake_ms
+            old.append(ev.ReplicaSlept(process.replica, nap))
+        self.later(self.now_ms + takes_ms + self.slow_sleeps.pop(process.model, 0), Turned(process, nap))
+        if self.story.stutters:
+            for event in old:
+                self.later(self.now_ms, Late(event))
 
     def _stop(self, replica: ReplicaId, model: ModelName, reason: StopReason) -> None:
         process = self.processes.get(replica)
@@ -282,6 +331,10 @@ class Truth:
             process.stopping = True
             if self.story.racy and not process.ready:
                 self.later(self.now_ms, Late(ev.ReplicaStarted(replica)))
+            if self.story.racy and process.rest is Rest.SUSPENDING:
+                self.later(self.now_ms, Late(ev.ReplicaSlept(replica, process.nap)))
+            if self.story.racy and process.rest is Rest.WAKING:
+                self.later(self.now_ms, Late(ev.ReplicaWoke(replica, process.nap)))
             unload_ms = self.story.scenario.unload_ms.get(model, 0) + self.slow_exits.pop(model, 0)
             self.later(self.now_ms + unload_ms, Gone(process))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from rayscheduler.core import events as ev
 from rayscheduler.core.scheduler import Scheduler
-from rayscheduler.core.types import DeviceId, HolderId, Node, NodeName, Placement, RequestId
+from rayscheduler.core.types import DeviceId, HolderId, Node, NodeName, Placement, RequestId, Rest
 from rayscheduler.simulation import faults as ft
 from rayscheduler.simulation import passes
 from rayscheduler.simulation import scenario as sc
@@ -20,7 +20,8 @@ from rayscheduler.simulation.rules import Pass
 from rayscheduler.simulation.truth import HEAL, LOOSEN, UP, Client, Item, Process, Ready, Served, Truth
 from rayscheduler.simulation.violation import Violation, demand
 
-OF_REPLICAS = (ev.ReplicaStarted, ev.ReplicaFailed, ev.ReplicaStopped)
+OF_REPLICAS = (ev.ReplicaStarted, ev.ReplicaFailed, ev.ReplicaStopped, ev.ReplicaSlept, ev.ReplicaWoke)
+AT_REST = ("RUNNING", "ASLEEP")
 STEPS_AT_MOST = 100_000  # a story has hundreds; more is a scheduler that never comes to rest
 
 
@@ -87,13 +88,27 @@ class UnrulyWorld:
         state.extend(ev.NodeJoined(node) for node in scenario.nodes)
         for found in scenario.replicas:
             process = Process(found.id, found.model, found.placement, truth.load_ms[found.model])
-            process.ready = found.running
+            process.ready = found.running or found.keeps is not None
+            if found.keeps is not None:
+                process.rest, process.keeps, process.nap = Rest.ASLEEP, found.keeps, 1
             truth.processes[found.id] = process
             truth.serials[found.model] = max(truth.serials.get(found.model, 0), int(found.id.rpartition("#")[2]))
-            if not found.running:
+            if not process.ready:
                 truth.later(process.load_ms, Ready(process))
             leases = {RequestId(f"{found.id}/lease-{n}"): self._served(found, n) for n in range(1, found.leases + 1)}
-            state.append(ev.ReplicaFound(found.id, found.model, found.placement, found.running, leases, found.idle_ms))
+            state.append(
+                ev.ReplicaFound(
+                    found.id,
+                    found.model,
+                    found.placement,
+                    found.running,
+                    leases,
+                    found.idle_ms,
+                    rest=process.rest,
+                    keeps=process.keeps,
+                    nap=process.nap,
+                )
+            )
         truth.scheduler.restore(state, 0)
         truth.watch.restarted(state, 0)
         truth.tell([ev.Woken()])
@@ -204,6 +219,10 @@ class UnrulyWorld:
                 truth.slow_loads[model] = extra_ms
             case ft.SlowExit(model, extra_ms):
                 truth.slow_exits[model] = extra_ms
+            case ft.SlowSleep(model, extra_ms):
+                truth.slow_sleeps[model] = extra_ms
+            case ft.SleepFails(model):
+                truth.restless.add(model)
             case ft.ExitsUnasked(model):
                 process = truth.oldest(model)
                 if process is not None:
@@ -238,7 +257,9 @@ class UnrulyWorld:
         """Whether it says nothing that is not known: told before, and not made untrue since."""
         truth = self.truth
         match event:
-            case ev.ReplicaStarted() | ev.ReplicaStopped() | ev.ReplicaFailed() | ev.RequestEnded() | ev.HolderLost():
+            case ev.RequestEnded() | ev.HolderLost():
+                return True
+            case _ if isinstance(event, OF_REPLICAS):
                 return True
             case ev.RequestArrived(request):
                 client = truth.clients[request]
@@ -299,24 +320,25 @@ class UnrulyWorld:
 
     def _found(self, process: Process) -> ev.ReplicaFound:
         """What is left of it; a new allocator can see that it was told to stop."""
-        place = process.placement
-        if len(process.homes) < len(place.nodes):
-            kept = [i for i, d in enumerate(place.devices) if d.rpartition("/")[0] in process.homes]
-            place = Placement(
-                tuple(name for name in place.nodes if name in process.homes),
-                tuple(place.devices[i] for i in kept),
-                tuple(place.device_bytes[i] for i in kept),
-                place.host_bytes,
-                place.millicpus,
-            )
-        running = process.ready and not process.stopping
+        place, keeps = _left(process.placement, process), process.keeps
+        running = process.ready and not process.stopping and process.rest is Rest.AWAKE
         leases = {
             client.arrival.request: client.arrival.holder
             for client in self.truth.clients.values()
             if running and client.served_by == process.replica and not client.over
         }
         leaving = process.stopping
-        return ev.ReplicaFound(process.replica, process.model, place, running, leases, leaving=leaving)
+        return ev.ReplicaFound(
+            process.replica,
+            process.model,
+            place,
+            running,
+            leases,
+            leaving=leaving,
+            rest=process.rest,
+            keeps=None if keeps is None else _left(keeps, process),
+            nap=process.nap,
+        )
 
     # -- phase two --------------------------------------------------------------------------------
 
@@ -326,6 +348,8 @@ class UnrulyWorld:
         truth.failing.clear()
         truth.slow_loads.clear()
         truth.slow_exits.clear()
+        truth.restless.clear()
+        truth.slow_sleeps.clear()
         truth.late_left, truth.dying_ms = 0, None
         for device in sorted(self.others):
             self._happen(sc.Observe(device, 0))
@@ -365,7 +389,7 @@ class UnrulyWorld:
         self._check_nobody_waits(truth.now_ms)
         snapshot = truth.scheduler.snapshot(truth.now_ms)
         for replica in snapshot.replicas:
-            demand(replica.state == "RUNNING", "liveness", f"{replica.id} is {replica.state} at the end of all things")
+            demand(replica.state in AT_REST, "liveness", f"{replica.id} is {replica.state} at the end of all things")
         for client in truth.clients.values():
             waits = not client.over and not client.served_by and client.arrival.request not in truth.watch.book.waiting
             demand(not waits, "answered once", f"{client.arrival.request} was never answered, and does not wait")
@@ -376,3 +400,17 @@ class UnrulyWorld:
         waiting = passes.could_be_served(truth.watch.book, Pass(truth.now_ms))
         names = [request.id for request in waiting if request.arrived_ms <= since_ms]
         demand(not names, "liveness", f"{', '.join(names)} wait at {truth.now_ms} ms, though their models fit")
+
+
+def _left(place: Placement, process: Process) -> Placement:
+    """What of a placement is on nodes where the process still is."""
+    if len(process.homes) == len(place.nodes):
+        return place
+    kept = [i for i, d in enumerate(place.devices) if d.rpartition("/")[0] in process.homes]
+    return Placement(
+        tuple(name for name in place.nodes if name in process.homes),
+        tuple(place.devices[i] for i in kept),
+        tuple(place.device_bytes[i] for i in kept),
+        place.host_bytes,
+        place.millicpus,
+    )

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 
 from rayscheduler.core import events as ev
-from rayscheduler.core.decisions import Decision, Grant, StartReplica, StopReplica
+from rayscheduler.core.decisions import Decision, Grant, SleepReplica, StartReplica, StopReplica, WakeReplica
 from rayscheduler.core.scheduler import Scheduler
-from rayscheduler.core.types import ModelName, Placement, ReplicaId, RequestId, StopReason
+from rayscheduler.core.types import ModelName, Placement, ReplicaId, RequestId, Rest, SleepTraits, StopReason
 from rayscheduler.simulation import scenario as sc
 
 GONE_ALREADY = (StopReason.CRASHED, StopReason.LOAD_FAILED)
+AT_ONCE = SleepTraits()
 
 
 class World:
@@ -52,7 +53,7 @@ class World:
         for event in state:
             if isinstance(event, ev.ReplicaFound):
                 self._processes[event.replica] = (event.model, event.placement)
-                if not event.running:
+                if not event.running and event.rest is Rest.AWAKE:
                     self._starting.add(event.replica)
                     self._later(self._models[event.model].load_ms, ev.ReplicaStarted(event.replica))
         yield from self._carry_out(self.scheduler.handle_batch(state, 0))
@@ -113,11 +114,20 @@ class World:
                 self._starting.add(decision.replica)
                 load_ms = self._models[decision.model].load_ms
                 self._later(load_ms, ev.ReplicaStarted(decision.replica))
+            elif isinstance(decision, SleepReplica):
+                slept = ev.ReplicaSlept(decision.replica, decision.nap)
+                self._later(self._traits(decision.model).sleep_ms, slept)
+            elif isinstance(decision, WakeReplica):
+                woke = ev.ReplicaWoke(decision.replica, decision.nap)
+                self._later(self._traits(decision.model).wake_ms, woke)
             elif isinstance(decision, StopReplica):
                 self._processes.pop(decision.replica, None)
                 self._starting.discard(decision.replica)
                 if decision.reason not in GONE_ALREADY:
                     self._later(self.scenario.unload_ms[decision.model], ev.ReplicaStopped(decision.replica))
+
+    def _traits(self, model: ModelName) -> SleepTraits:
+        return self._models[model].sleep or AT_ONCE
 
     # -- what the file says -----------------------------------------------------------------------
 
@@ -175,4 +185,9 @@ class World:
 
 def _found(replica: sc.ScenarioReplica) -> ev.ReplicaFound:
     leases = {RequestId(f"{replica.id}/lease-{n}"): ev.NOBODY for n in range(1, replica.leases + 1)}
-    return ev.ReplicaFound(replica.id, replica.model, replica.placement, replica.running, leases, replica.idle_ms)
+    place, idle_ms, keeps = replica.placement, replica.idle_ms, replica.keeps
+    if keeps is not None:
+        return ev.ReplicaFound(
+            replica.id, replica.model, place, False, {}, idle_ms, rest=Rest.ASLEEP, keeps=keeps, nap=1
+        )
+    return ev.ReplicaFound(replica.id, replica.model, place, replica.running, leases, idle_ms)

@@ -7,7 +7,9 @@
     > started a#1    -> grant r1 a#1
 
 A `node` or `model` line sets the scene, and fails when that decides anything; `> joined` and `> deploy` are the
-same events with their decisions compared. `> ended r1 & ended r2 -> ...` is one batch: two events, one pass.
+same events with their decisions compared. `sleep=300` lets a model sleep, and wake in 300 ms; `residue=1GiB` and
+`weights=30GiB` say what it then keeps on each device and takes of the host. `> slept a#1` and `> woke a#1` confirm its
+first nap, with `nap=2` its second. `> ended r1 & ended r2 -> ...` is one batch: two events, one pass.
 After each event `validate()` runs, and *all* the decisions are compared, in their order. `wake` sends Woken.
 A comment needs two spaces after its `#`.
 """
@@ -15,9 +17,21 @@ A comment needs two spaces after its `#`.
 from __future__ import annotations
 
 from rayscheduler.core import events as ev
-from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.decisions import Decision, Grant, Reject, SleepReplica, StartReplica, StopReplica, WakeReplica
 from rayscheduler.core.scheduler import Scheduler
-from rayscheduler.core.types import Backend, Device, Model, Node, Pin, Placement, Requirement, Settings
+from rayscheduler.core.sleeping import asleep
+from rayscheduler.core.types import (
+    Backend,
+    Device,
+    Model,
+    Node,
+    Pin,
+    Placement,
+    Requirement,
+    Rest,
+    Settings,
+    SleepTraits,
+)
 
 GIB = 1 << 30
 
@@ -76,9 +90,18 @@ def model(name: str, memory: str, **options: str) -> Model:
         "types": tuple(t for t in options.pop("types", "").split(",") if t),
     }
     pin = options.pop("pin", "")
+    sleep = traits(options)
     fields = {key: int(value) if value.isdigit() else value == "yes" for key, value in options.items()}
     at = Pin(pin.split("/")[0], tuple(d for d in pin.split(",") if "/" in d)) if pin else None
-    return Model(name, Requirement(**want), pin=at, **fields)
+    return Model(name, Requirement(**want), pin=at, sleep=sleep, **fields)
+
+
+def traits(options: dict[str, str]) -> SleepTraits | None:
+    """Takes what is said about sleep out of the options."""
+    wake_ms, residue, weights = (options.pop(key, "") for key in ("sleep", "residue", "weights"))
+    if not wake_ms:
+        return None
+    return SleepTraits(1000, int(wake_ms), size(residue or "0GiB"), size(weights) if weights else None)
 
 
 def words(decision: Decision) -> str:
@@ -86,6 +109,10 @@ def words(decision: Decision) -> str:
     match decision:
         case StartReplica(replica, _, placement):
             return f"start {replica} {','.join(placement.devices or placement.nodes)}"
+        case WakeReplica(replica, _, placement):
+            return f"wake {replica} {','.join(placement.devices)}"
+        case SleepReplica(replica, _, makes_way_for=way):
+            return f"sleep {replica}" + (f" for {way}" if way else "")
         case StopReplica(replica, _, reason, way):
             return f"stop {replica} {reason}" + (f" for {way}" if way else "")
         case Grant(request, replica):
@@ -95,17 +122,24 @@ def words(decision: Decision) -> str:
 
 
 def found(name: str, devices: str, memory: str, **options: str) -> ev.ReplicaFound:
-    """`found a#1 n1/0,n1/1 60GiB leases=r1,r2 idle_ms=5000 running=no`: `memory` on each device."""
+    """`found a#1 n1/0,n1/1 60GiB leases=r1,r2 idle_ms=5000 running=no`: `memory` on each device. `rest=asleep
+    residue=1GiB nap=2`: it sleeps."""
     taken = tuple(devices.split(","))
     nodes = tuple(dict.fromkeys(device.split("/")[0] for device in taken))
+    rest, place = Rest(options.get("rest", "awake")), Placement(nodes, taken, (size(memory),) * len(taken))
     return ev.ReplicaFound(
         name,
         name.rpartition("#")[0],
-        Placement(nodes, taken, (size(memory),) * len(taken)),
+        place,
         running=options.get("running", "yes") == "yes",
         leases={request: options.get("holder", "") for request in options.get("leases", "").split(",") if request},
         idle_ms=int(options.get("idle_ms", "0")),
         leaving=options.get("leaving") == "yes",
+        rest=rest,
+        keeps=asleep(place, SleepTraits(residue_bytes=size(options.get("residue", "0GiB"))))
+        if rest != "awake"
+        else None,
+        nap=int(options.get("nap", "0")),
     )
 
 
@@ -158,6 +192,11 @@ class Story:
                 return ev.RequestEnded(names[0])
             case "started":
                 return ev.ReplicaStarted(names[0], int(options["load_ms"]) if "load_ms" in options else None)
+            case "slept":
+                return ev.ReplicaSlept(names[0], int(options.get("nap", "1")))
+            case "woke":
+                wake_ms = int(options["wake_ms"]) if "wake_ms" in options else None
+                return ev.ReplicaWoke(names[0], int(options.get("nap", "1")), wake_ms)
             case "stopped":
                 return ev.ReplicaStopped(names[0])
             case "failed":

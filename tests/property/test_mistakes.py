@@ -124,7 +124,7 @@ def evict_the_most_recently_used(patch: Patch) -> None:
 
 
 def evict_more_than_is_needed(patch: Patch) -> None:
-    def everyone(candidates: Any, fits: Any, spare: Any) -> victims.VictimSet | None:
+    def everyone(candidates: Any, fits: Any, *_: Any) -> victims.VictimSet | None:
         return victims.VictimSet(candidates) if fits(candidates) else None
 
     patch.setattr(planner, "best_set", everyone)

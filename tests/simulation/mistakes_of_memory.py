@@ -73,9 +73,11 @@ def double_release_creates_memory(patch: pytest.MonkeyPatch) -> None:
 
     def recomputed(original: Any, self: NodeAccount, *args: Any, **kwargs: Any) -> Any:
         room = original(self, *args, **kwargs)
-        room.free = [free + more for free, more in zip(room.free, bonus.get(id(self), room.load), strict=True)] if (
-            id(self) in bonus
-        ) else room.free
+        room.free = (
+            [free + more for free, more in zip(room.free, bonus.get(id(self), room.load), strict=True)]
+            if (id(self) in bonus)
+            else room.free
+        )
         return room
 
     wrap(patch, Ledger, "reserve", reserve)
@@ -203,8 +205,8 @@ def ignores_the_minimum(patch: pytest.MonkeyPatch) -> None:
 
 @mistake
 def evicts_more_than_it_takes(patch: pytest.MonkeyPatch) -> None:
-    def best_set(original: Any, candidates: Any, fits: Any, spare: Any) -> Any:
-        found = original(candidates, fits, spare)
+    def best_set(original: Any, candidates: Any, fits: Any, spare: Any, *settle: Any) -> Any:
+        found = original(candidates, fits, spare, *settle)
         return None if found is None or spare else VictimSet(candidates)
 
     wrap(patch, planner, "best_set", best_set)

@@ -10,7 +10,7 @@ import pytest
 
 from rayscheduler.simulation.seeds import story_of
 from rayscheduler.simulation.shrink import failure_of
-from tests.simulation import mistakes_of_memory, mistakes_of_service
+from tests.simulation import mistakes_of_memory, mistakes_of_service, mistakes_of_sleep
 from tests.simulation.planting import MISTAKES
 
 SEEDS = 50
@@ -24,8 +24,8 @@ def test_a_planted_mistake_is_caught(name: str, monkeypatch: pytest.MonkeyPatch)
     assert caught is not None, f"{name}: none of {SEEDS} seeds fails"
 
 
-def test_there_are_mistakes_of_both_kinds() -> None:
+def test_there_are_mistakes_of_each_kind() -> None:
     """Importing a module of mistakes is what registers them; one that is not imported would test nothing."""
     homes = {plant.__module__ for plant in MISTAKES.values()}
-    assert homes == {mistakes_of_memory.__name__, mistakes_of_service.__name__}
+    assert homes == {kind.__name__ for kind in (mistakes_of_memory, mistakes_of_service, mistakes_of_sleep)}
     assert len(MISTAKES) >= MISTAKES_AT_LEAST

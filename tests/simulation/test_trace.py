@@ -13,6 +13,7 @@ from rayscheduler.config.scenario import load_scenario, scenario_from_text
 from rayscheduler.core import events as ev
 from rayscheduler.core.decisions import StartReplica
 from rayscheduler.core.scheduler import Scheduler
+from rayscheduler.core.types import SleepTraits
 from rayscheduler.core.wire import WireError, decode, encode
 from rayscheduler.simulation.simulate import simulate
 from rayscheduler.simulation.trace import Difference, TraceError, entry, header, replay, restored, scenario_of
@@ -117,3 +118,26 @@ def test_the_files_rotate_and_each_begins_with_the_header(tmp_path: Path) -> Non
     assert all(json.loads(part.read_text().splitlines()[0]) == header(scheduler.settings) for part in there)
     assert list(replay(lines)) == [100]
     assert not any(isinstance(decode(d), StartReplica) for line in lines for d in line.get("decisions", []))
+
+
+TWO_SLEEP_IN_TURNS = """
+nodes: [{name: n1, backend: nvidia, devices: 1x80GiB, memory: 200GiB}]
+models:
+  - {name: a, memory: 60GiB, sleep: {residue: 1GiB}, simulate: {load: 2s, sleep: 1s, wake: 300ms}}
+  - {name: b, memory: 60GiB, simulate: {load: 3s, wake: 300ms}}
+replicas:
+  - {model: a, devices: [n1/0], state: asleep}
+events:
+  - {at: 0s, request: r1, model: b, duration: 1s}
+  - {at: 9s, request: r2, model: a, duration: 1s}
+"""
+
+
+def test_a_log_of_sleepers_decides_the_same_again_and_elsewhere() -> None:
+    lines = recorded(TWO_SLEEP_IN_TURNS)
+    kinds = {decision["is"] for line in lines for decision in line.get("decisions", [])}
+    assert {"SleepReplica", "WakeReplica"} <= kinds
+    assert list(replay(lines)) == [len(lines) - 2]
+    other = scenario_from_text("nodes: [{name: n1, backend: nvidia, devices: 1x80GiB}]")
+    traits = {model.name: model.sleep for model in scenario_of(lines, other).models}
+    assert traits == {"a": SleepTraits(1000, 300, 1 << 30), "b": SleepTraits(0, 300)}
