@@ -7,6 +7,7 @@ the answer. A model that is not on this machine has no answer.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from rayscheduler.engines.kv_cache import Needs
 from rayscheduler.engines.protocol import EngineRequest
@@ -15,23 +16,26 @@ from rayscheduler.errors import SourceError
 from rayscheduler.memory.estimate import Ask, estimate
 
 
-def model_needs(request: EngineRequest, engine: str) -> Needs | None:
-    """None: the source is a hub id that is not on this machine. SourceError: it is no model that can be estimated."""
-    folder = model_folder(request, {**os.environ, **request.env})
-    if folder is None:
-        return None
-    asked = Ask(
+def ask_of(request: EngineRequest, engine: str) -> Ask:
+    """The request in the terms of `rayscheduler.memory`, but for its devices."""
+    return Ask(
         engine=engine,
         context_length=request.context_length,
         concurrency=request.concurrency,
-        gpus=request.devices_total,
         pipeline=request.pipeline,
         kv_type=request.kv_type or "auto",
         max_batched_tokens=request.max_batched_tokens,
         embedding=request.embedding,
     )
+
+
+def model_needs(request: EngineRequest, engine: str) -> Needs | None:
+    """None: the source is a hub id that is not on this machine. SourceError: it is no model that can be estimated."""
+    folder = model_folder(request, {**os.environ, **request.env})
+    if folder is None:
+        return None
     try:
-        found = estimate(folder, asked)
+        found = estimate(folder, replace(ask_of(request, engine), gpus=request.devices_total))
     except SourceError as problem:
         raise SourceError(f"model {request.model}: {problem.message}") from problem
     # Ranks are dealt to the nodes in order, as many to each.

@@ -54,7 +54,7 @@ def test_a_good_file(run: Run, tmp_path: Path) -> None:
         ("models:\n  - name: a\n   engine: b\n", "FILE:3: broken YAML: "),
         ("models: [\n", "FILE:1: broken YAML: "),
         ("- a\n- b\n", "FILE:1: a list is not a mapping; write keys and values, for example models: "),
-        (GOOD.replace("simulated", "lm"), "FILE:2: models[0].engine: 'lm' is not one of the engines; the engines"),
+        (GOOD.replace("simulated", "tgi"), "FILE:2: models[0].engine: 'tgi' is not one of the engines; the engines"),
         (GOOD + GOOD.split("\n")[1] + "\n", "FILE:3: models[1].name: the model 'a' stands twice, first in line 2; "),
         (GOOD + "  - {name: b, aliases: [a], engine: simulated, memory: 1GiB}\n", "FILE:3: models[1].aliases[0]: the "),
         (GOOD.replace("1GiB", "0GiB"), "FILE:2: models[0].memory: '0GiB' is no memory; write a size of more than 0"),

@@ -146,7 +146,7 @@ def test_the_journal_keeps_the_last_decisions_with_their_reasons() -> None:
     assert entries[4]["for"] == "m#1"
     assert [entry["serial"] for entry in journal.latest(10, "b#1")] == [2, 1]
     assert [entry["serial"] for entry in journal.latest(1, "m")] == [5]
-    counted = {kind: count for kind, count in journal.counters.items() if count}
+    counted = {name: count for name, count in journal.counters.items() if count}
     assert counted == {"starts": 1, "stops": 2, "evictions": 1, "grants": 1, "rejects": 1}
     for serial in range(2 * KEPT_MAX):
         journal.note(Grant(R, A, M), serial)

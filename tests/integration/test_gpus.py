@@ -30,7 +30,7 @@ def model(name: str, memory: str, load_ms: int) -> str:
     plan |= {"allocate_bytes": 0, "allocate_counts_all": False}
     text = json.dumps(plan).replace('"PORT"', "${PORT}")
     entry = {
-        "name": name, "engine": "command", "memory": memory, "placement": {"node": "gpus", "devices": [0]},
+        "name": name, "engine": "command", "memory": memory, "placement": {"node": "gpus", "devices": ["gpus/0"]},
         "pinned": True, "args": [sys.executable, "-I", "-S", simulated_server.__file__, text],
     }  # fmt: skip
     return json.dumps(entry)
