@@ -15,6 +15,7 @@ from rayscheduler.cluster.reports import DeviceEstimate, SizeAnswer, SizeQuestio
 from rayscheduler.engines.llama_cpp import NAME as LLAMA_CPP
 from rayscheduler.engines.llama_cpp import LlamaCpp
 from rayscheduler.engines.llama_cpp_args import Setting
+from rayscheduler.engines.lora import highest_rank
 from rayscheduler.engines.protocol import EngineRequest, source_path
 from rayscheduler.errors import RayschedulerError
 from rayscheduler.memory.digest import digest_of
@@ -78,6 +79,8 @@ def _ask(question: SizeQuestion) -> Ask:
         kv_type=request.kv_type or "auto",
         max_batched_tokens=request.max_batched_tokens,
         embedding=request.embedding,
+        max_loras=request.max_loras,
+        max_lora_rank=highest_rank(request),
     )
 
 

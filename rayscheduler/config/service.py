@@ -14,9 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from rayscheduler.config.adapters import AdapterSection, ModelOrAdapter, adapters_among, models_among
+from rayscheduler.config.adapters import (
+    ADAPTERS_DEFAULT_MAX,
+    AdapterSection,
+    ModelOrAdapter,
+    adapters_among,
+    models_among,
+)
 from rayscheduler.config.cross_checks import check_catalog
 from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
 from rayscheduler.config.models import (
@@ -52,6 +58,7 @@ class ModelEntry(ModelSection):
 
     engine: EngineWord = Field(examples=["llama-cpp"])
     concurrency: Count = CONCURRENCY
+    _adapters: tuple[str, ...] = PrivateAttr(default=())  # the sources of those whose base it is
 
     @property
     def can_be_estimated(self) -> bool:
@@ -65,6 +72,12 @@ class ModelEntry(ModelSection):
     def kind(self) -> str:
         """What clients may ask it for: `chat` (and plain completions) or `embedding`."""
         return "embedding" if self.embedding else "chat"
+
+    def with_adapters(self, sources: Sequence[str]) -> ModelEntry:
+        """The same, which knows what its adapters are made of."""
+        entry = self.model_copy()
+        entry._adapters = tuple(sources)
+        return entry
 
     def simulate_options(self) -> dict[str, object]:
         """What the `simulated` engine is told, by the names of the file; times in milliseconds, sizes in bytes."""
@@ -101,6 +114,9 @@ class ModelEntry(ModelSection):
             "kv_cache_bytes": self.kv_cache,
             "python": self.python,
             "runtime_env": dict(self.runtime_env),
+            "adapters": self._adapters,
+            "max_loras": self.max_loras or min(len(self._adapters), ADAPTERS_DEFAULT_MAX),
+            "max_lora_rank": self.max_lora_rank,
             **(self.container.engine_fields() if self.container is not None else {}),
         }
 
@@ -227,6 +243,10 @@ def _config(document: Document, folder: str | None) -> ServiceConfig:
     if folder is not None:
         models = [_with_absolute_paths(entry, folder) for entry in models]
         adapters = [_with_absolute_source(adapter, folder) for adapter in adapters]
+    sources: dict[str, list[str]] = {}
+    for adapter in adapters:
+        sources.setdefault(adapter.base, []).append(adapter.source or adapter.name)
+    models = [entry.with_adapters(sources.get(entry.name, ())) for entry in models]
     return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log, tuple(adapters))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from rayscheduler.engines.kv_cache import Needs
+from rayscheduler.engines.lora import highest_rank
 from rayscheduler.engines.protocol import EngineRequest
 from rayscheduler.engines.sources import model_folder
 from rayscheduler.errors import SourceError
@@ -29,6 +30,8 @@ def model_needs(request: EngineRequest, engine: str) -> Needs | None:
         kv_type=request.kv_type or "auto",
         max_batched_tokens=request.max_batched_tokens,
         embedding=request.embedding,
+        max_loras=request.max_loras,
+        max_lora_rank=highest_rank(request),
     )
     try:
         found = estimate(folder, asked)

@@ -31,6 +31,10 @@ def test_adapters_are_entries_of_their_own() -> None:
     assert config.aliases == {"l": "llama", "support": "bot"}
     assert [model.name for model in config.core_models()] == ["llama", "gguf", "late"], "the core knows models only"
     assert [config.line_of(index) for index in range(3)] == [2, 3, 6]
+    llama, _, late = config.models
+    told = llama.engine_fields()
+    assert (told["adapters"], told["max_loras"], told["max_lora_rank"]) == (("/srv/adapters/bot", "org/sql"), 2, 64)
+    assert late.engine_fields()["max_loras"] == 1, "as many as there are"
 
 
 def test_a_stored_config_keeps_its_adapters() -> None:
@@ -82,7 +86,8 @@ def test_a_stored_config_keeps_its_adapters() -> None:
         ),
         (
             "{name: x, engine: llama-cpp, source: a.gguf, memory: 1GiB, max_loras: 2}",
-            "models[5].max_loras: is for vllm, sglang, simulated, and the engine llama-cpp would not heed it; remove it",
+            "models[5].max_loras: is for vllm, sglang, simulated, and the engine llama-cpp would not heed it; "
+            "remove it",
         ),
     ],
 )

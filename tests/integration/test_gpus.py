@@ -27,7 +27,7 @@ def model(name: str, memory: str, load_ms: int) -> str:
     """One whose engine may profile free memory, for all that we know."""
     plan = {"model": name, "host": "${HOST}", "port": "PORT", "concurrency": 1, "load_ms": load_ms, "unload_ms": 0}
     plan |= {"tokens_per_second": None, "reply": None, "fail": "never", "fail_after_ms": None, "fail_status": 1}
-    plan |= {"allocate_bytes": 0, "allocate_counts_all": False}
+    plan |= {"allocate_bytes": 0, "allocate_counts_all": False, "node_count": 1, "max_loras": 0}
     text = json.dumps(plan).replace('"PORT"', "${PORT}")
     entry = {
         "name": name, "engine": "command", "memory": memory, "placement": {"node": "gpus", "devices": [0]},
