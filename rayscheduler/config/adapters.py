@@ -45,6 +45,11 @@ class AdapterSection(Section):
     source: Text | None = Field(default=None, examples=["./adapters/support-bot"])
     """The adapter's folder, relative to this file if it starts with a dot, or its id on the hub."""
 
+    @property
+    def loaded_from(self) -> str:
+        """What the engine is told: its files, or its name where a base only pretends to load them."""
+        return self.source or self.name
+
     @model_validator(mode="before")
     @classmethod
     def _nothing_of_a_model(cls, data: Any) -> Any:

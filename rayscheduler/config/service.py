@@ -245,7 +245,7 @@ def _config(document: Document, folder: str | None) -> ServiceConfig:
         adapters = [_with_absolute_source(adapter, folder) for adapter in adapters]
     sources: dict[str, list[str]] = {}
     for adapter in adapters:
-        sources.setdefault(adapter.base, []).append(adapter.source or adapter.name)
+        sources.setdefault(adapter.base, []).append(adapter.loaded_from)
     models = [entry.with_adapters(sources.get(entry.name, ())) for entry in models]
     return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log, tuple(adapters))
 

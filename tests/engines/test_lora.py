@@ -26,7 +26,8 @@ def adapter(folder: Path, name: str, **config: object) -> str:
 
 
 def request(*adapters: str, **more: Any) -> EngineRequest:
-    return EngineRequest(**{"model": "m", "replica": "m#1", "source": "org/m", "max_loras": 2, **more}, adapters=adapters)
+    fields = {"model": "m", "replica": "m#1", "source": "org/m", "max_loras": 2, "adapters": adapters}
+    return EngineRequest(**{**fields, **more})
 
 
 def test_the_highest_rank_of_any_module_counts(tmp_path: Path) -> None:
