@@ -66,7 +66,8 @@ async def serve(plan: Plan, api_key: str, own: OwnDaemon | None) -> None:
     ) as session:
         tenant = Tenant(plan, Daemon(session, own.url if own else plan.daemon or ""), own)
         front = Front(plan, api_key, tenant)
-        server = web.AppRunner(front.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CUT_OFF_S)
+        served = front.application()
+        server = web.AppRunner(served, handler_cancellation=True, access_log=None, shutdown_timeout=CUT_OFF_S)
         await server.setup()
         await web.TCPSite(server, plan.host, plan.port).start()
         living = loop.create_task(tenant.live())

@@ -20,10 +20,12 @@ from rayscheduler.engines.containers import check_container
 from rayscheduler.engines.flags import CHOSEN_BY_US, refuse_decided
 from rayscheduler.engines.inside import INSIDE_FOLDER
 from rayscheduler.engines.kv_cache import KvBudget, kv_budget
+from rayscheduler.engines.lora import LORA_HINT, adapter_mounts, highest_rank, target_modules
 from rayscheduler.engines.model_needs import model_needs
 from rayscheduler.engines.parallel import check_parallel, tensor_parallel
 from rayscheduler.engines.prometheus import sum_of
 from rayscheduler.engines.protocol import (
+    AdapterCalls,
     Call,
     Command,
     Engine,
@@ -35,6 +37,7 @@ from rayscheduler.engines.protocol import (
 from rayscheduler.engines.python_package import Package, interpreter, require
 from rayscheduler.engines.sources import engine_source, model_mounts, model_source
 from rayscheduler.errors import EngineError
+from rayscheduler.memory.lora import ADAPTERS
 from rayscheduler.memory.values import WEIGHTS
 
 NAME = "sglang"
@@ -66,6 +69,9 @@ DECIDED_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("--tp-size", "--tensor-parallel-size"), "it follows from `gpus` and `pipeline`"),
     **dict.fromkeys(("--pp-size", "--pipeline-parallel-size"), "give it as `pipeline`"),
     **dict.fromkeys(("--dp-size", "--data-parallel-size"), "several replicas are several engines: give `replicas`"),
+    **dict.fromkeys(("--enable-lora", "--lora-paths"), LORA_HINT),
+    **dict.fromkeys(("--max-loras-per-batch", "--max-loaded-loras"), "give it as `max_loras`"),
+    "--max-lora-rank": "give it as `max_lora_rank`",
     **dict.fromkeys(("--enable-memory-saver", "--enable-weights-cpu-backup"), "give it as `sleep`"),
     **dict.fromkeys(
         ("--nnodes", "--node-rank", "--dist-init-addr", "--nccl-init-addr"),
@@ -108,8 +114,10 @@ class SGLang(Engine):
             argv += ["--dist-init-addr", f"{_bracketed(request.leader_host)}:{request.leader_port}"]
         if self.sleep_calls(request) is not None:
             argv += ["--enable-memory-saver", "--enable-weights-cpu-backup"]
+        if request.max_loras:
+            argv += self._lora_flags(request)
         argv += request.args
-        mounts = (INSIDE_FOLDER, *model_mounts(request))
+        mounts = (INSIDE_FOLDER, *model_mounts(request), *adapter_mounts(request))
         return Command(tuple(argv), dict(request.env), "/health" if request.node_rank == 0 else "", mounts)
 
     def in_flight(self) -> InFlight:
@@ -121,6 +129,19 @@ class SGLang(Engine):
             return None
         sleep = Call("POST", "/release_memory_occupation", "{}")
         return SleepCalls(sleep, Call("POST", "/resume_memory_occupation", "{}"), level=1)
+
+    def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
+        """A request says `any:adapter`; what stands before the first colon is not looked at."""
+        if not request.max_loras:
+            return None
+        return AdapterCalls("/load_lora_adapter", "/unload_lora_adapter", prefix=request.model.split(":")[0] + ":")
+
+    def _lora_flags(self, request: EngineRequest) -> list[str]:
+        """All that it would otherwise learn from adapters given at the start."""
+        most = str(request.max_loras)
+        flags = ["--enable-lora", "--max-loras-per-batch", most, "--max-loaded-loras", most]
+        flags += ["--max-lora-rank", str(highest_rank(request))]
+        return [*flags, "--lora-target-modules", *(target_modules(request) or ("all",))]
 
     def _size_flags(self, request: EngineRequest) -> list[str]:
         flags = ["--tp-size", str(tensor_parallel(request))]
@@ -145,7 +166,7 @@ class SGLang(Engine):
             static = budget.counted_bytes
             free = request.device_bytes
         else:
-            static = tuple(budget.kv_cache_bytes + parts[WEIGHTS] for parts in needs.parts)
+            static = tuple(budget.kv_cache_bytes + parts[WEIGHTS] + parts.get(ADAPTERS, 0) for parts in needs.parts)
             free = tuple(size - parts["context"] for size, parts in zip(request.device_bytes, needs.parts, strict=True))
         # Rounded up, and of the device where it is most: it must suffice on each.
         steps = max(-(-part * FRACTION_STEPS // whole) for part, whole in zip(static, free, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rayscheduler.memory.lora import adapters_part
 from rayscheduler.memory.paged_kv import Paging, token_bytes
 from rayscheduler.memory.torch_model import TorchModel, torch_model
 from rayscheduler.memory.values import GIB, KV_CACHE, WEIGHTS, Ask, Estimate, built
@@ -47,6 +48,7 @@ def estimate_sglang(source: Path, ask: Ask) -> Estimate:
             "activation": _activation_bytes(model, stage, ask.concurrency, step_tokens),
             "outside": OUTSIDE_BYTES + SLOT_BYTES * ask.concurrency * model.context_tokens,
             "graphs": round((GRAPHS_BYTES[0] + GRAPHS_BYTES[1] * len(stage)) * share),
+            **adapters_part(model, stage, ask.max_loras, ask.max_lora_rank),
             KV_CACHE: requests * ask.concurrency,
         }
         parts += [device] * model.tensor

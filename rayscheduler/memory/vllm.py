@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rayscheduler.memory.lora import adapters_part, vllm_rank
 from rayscheduler.memory.paged_kv import PagedKv, Paging, paged_kv
 from rayscheduler.memory.torch_model import TorchModel, torch_model
 from rayscheduler.memory.values import GIB, KV_CACHE, MIB, WEIGHTS, Ask, Estimate, built, rounded_up
@@ -51,6 +52,7 @@ def estimate_vllm(source: Path, ask: Ask) -> Estimate:
             "activation": activation_bytes(model, stage, ask.concurrency, step_tokens),
             "outside": outside_bytes(model),
             "graphs": graph_bytes(model, stage, ask.concurrency, step_tokens),
+            **adapters_part(model, stage, ask.max_loras, vllm_rank(ask.max_lora_rank)),
             KV_CACHE: cache.request_bytes * ask.concurrency,
         }
         parts += [device] * model.tensor
