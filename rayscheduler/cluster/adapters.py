@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Coroutine, Iterable
 from contextlib import suppress
@@ -35,7 +36,8 @@ from rayscheduler.errors import RequestRejected
 T = TypeVar("T")
 ANSWER_WITHIN_S = 10.0  # an engine that is asked which adapters it has, or told to unload one
 WORDS_MAX = 400
-ALREADY = "already"  # vLLM and SGLang refuse to load an adapter twice, each in its own words
+# vLLM and SGLang refuse to load an adapter twice, each in its own words.
+ALREADY = re.compile("is already loaded|has already been loaded")
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +239,7 @@ class Adapters:
                 while len(shelf.held) >= line.most:
                     await self._take_out(replica, shelf, self._least_wanted(replica, shelf), line)
                 answer = await line.ask(line.calls.load(name, source), line.load_within_s)
-                if not answer.ok and ALREADY not in answer.text:
+                if not answer.ok and not ALREADY.search(answer.text):
                     raise _refusal(replica, adapter, answer)
                 shelf.held[name] = source
             shelf.settle(name)

@@ -38,6 +38,7 @@ from rayscheduler.engines.python_package import Package, interpreter, require
 from rayscheduler.engines.sources import engine_source, model_mounts, model_source
 from rayscheduler.errors import EngineError
 from rayscheduler.memory.lora import ADAPTERS
+from rayscheduler.memory.sglang import PLACES_OF_NO_ADAPTER
 from rayscheduler.memory.values import WEIGHTS
 
 NAME = "sglang"
@@ -47,6 +48,13 @@ PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_sglang.py")
 SLEEPING_BACKENDS = frozenset({"nvidia"})
 FRACTION_STEPS = 10_000
 FRACTION_MAX = 0.99
+# What SGLang's flag takes; another name would end it before it serves anybody.
+LORA_MODULES = frozenset(
+    {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+        *("embed_tokens", "lm_head"),
+    }
+)
 KV_TYPES: Mapping[str, str] = {  # the catalog's word -> SGLang's
     **{name: name for name in ("auto", "fp8_e4m3", "fp8_e5m2", "bfloat16", "nvfp4")},
     "bf16": "bfloat16",
@@ -104,6 +112,7 @@ class SGLang(Engine):
         self.validate(request)
         require(PACKAGE, request)
         self._memory_flags(request)
+        highest_rank(request)
 
     def command(self, request: EngineRequest, port: int, api_key: str, host: str) -> Command:
         argv = [interpreter(request), PROGRAM, "--model-path", engine_source(request)]
@@ -138,10 +147,12 @@ class SGLang(Engine):
 
     def _lora_flags(self, request: EngineRequest) -> list[str]:
         """All that it would otherwise learn from adapters given at the start."""
-        most = str(request.max_loras)
+        most = str(request.max_loras + PLACES_OF_NO_ADAPTER)
         flags = ["--enable-lora", "--max-loras-per-batch", most, "--max-loaded-loras", most]
         flags += ["--max-lora-rank", str(highest_rank(request))]
-        return [*flags, "--lora-target-modules", *(target_modules(request) or ("all",))]
+        named = target_modules(request)
+        modules = named if named and set(named) <= LORA_MODULES else ("all",)
+        return [*flags, "--lora-target-modules", *modules]
 
     def _size_flags(self, request: EngineRequest) -> list[str]:
         flags = ["--tp-size", str(tensor_parallel(request))]

@@ -102,6 +102,7 @@ class Vllm(Engine):
         self.validate(request)
         require(PACKAGE, request)
         kv_budget(request, model_needs(request, NAME))
+        self._lora_flags(request)
 
     def command(self, request: EngineRequest, port: int, api_key: str, host: str) -> Command:
         leads = request.node_rank == 0

@@ -109,6 +109,7 @@ def status(**other: Any) -> dict[str, Any]:
         "nodes": [node()],
         "replicas": [],
         "models": [model()],
+        "adapters": [],
         "queue": [],
         "counters": {},
         **other,

@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 
 from rayscheduler.cluster.adapters import Adapters, pins_its_base
+from rayscheduler.cluster.catalog import Catalog
+from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.lease_book import LeaseBook, Reply
 from rayscheduler.cluster.mailbox import Mailbox
 from rayscheduler.cluster.progress import Progress
 from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState
 from rayscheduler.cluster.roster import Roster, RunnerRecord
 from rayscheduler.config.adapters import AdapterSection
+from rayscheduler.config.service import config_from_text
 from rayscheduler.core.events import RequestEnded
-from rayscheduler.core.types import DeviceId, HolderId, ModelName, NodeName, Placement, ReplicaId, RequestId
+from rayscheduler.core.types import Backend, DeviceId, HolderId, ModelName, NodeName, Placement, ReplicaId, RequestId
 from rayscheduler.engines import EngineRequest, http_call
 from rayscheduler.engines.protocol import Call
 
@@ -121,6 +124,18 @@ async def site(most: int = 2) -> AsyncIterator[tuple[Site, FakeEngine]]:
     port = server.sockets[0].getsockname()[1]
     async with server:
         yield Site(f"http://127.0.0.1:{port}", most), engine
+
+
+def test_an_adapter_is_its_base_to_the_core() -> None:
+    text = "models:\n- {name: llama, aliases: [l], engine: simulated, memory: 1GiB}\n"
+    catalog = Catalog(config_from_text(text + "- {name: bot, base: llama, aliases: [support], source: org/bot}\n"))
+    assert [catalog.resolve(name) for name in ("llama", "l", "bot", "support", "who")] == [*["llama"] * 4, "who"]
+    adapters = [catalog.adapter(name) for name in ("llama", "l", "bot", "support", "who")]
+    assert [adapter and adapter.name for adapter in adapters] == [None, None, "bot", "bot", None]
+    assert [entry.name for entry in catalog] == ["llama"]
+    node = NodeInventory("n", Backend.CPU, ())
+    request = catalog.launch(REPLICA, LLAMA, Placement((NodeName("n"),), (), ()), [node]).request
+    assert (request.adapters, request.max_loras) == (("org/bot",), 1)
 
 
 async def test_it_is_loaded_once_for_all_who_ask() -> None:

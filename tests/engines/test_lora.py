@@ -12,6 +12,7 @@ import pytest
 from rayscheduler.engines import EngineRequest, by_name
 from rayscheduler.engines.lora import highest_rank, target_modules
 from rayscheduler.engines.protocol import Call
+from rayscheduler.engines.sglang import SGLang
 from rayscheduler.engines.vllm import Vllm
 from rayscheduler.errors import EngineError
 from rayscheduler.memory.estimate import Ask, estimate
@@ -52,6 +53,13 @@ def test_modules_are_named_only_when_all_say_them(tmp_path: Path) -> None:
     assert target_modules(request(some)) == ("q_proj", "up_proj")
     assert target_modules(request(some, adapter(tmp_path, "b", r=8, target_modules="all-linear"))) == ()
     assert target_modules(request(some, "org/elsewhere")) == ()
+
+
+def test_sglang_is_given_no_module_that_it_does_not_know(tmp_path: Path) -> None:
+    on_one_device = request_of(json.loads((MODELS.parent / "sglang-one-device.json").read_text()))
+    odd = adapter(tmp_path, "a", r=8, target_modules=["q_proj", "in_proj_z"])
+    argv = SGLang().command(replace(on_one_device, adapters=(odd,), max_loras=1), 1, "k", "h").argv
+    assert argv[argv.index("--lora-target-modules") + 1] == "all"
 
 
 def test_a_broken_adapter_is_no_reason_not_to_serve_its_base(tmp_path: Path) -> None:
@@ -95,8 +103,10 @@ def test_their_room_is_part_of_what_the_base_takes(engine: str) -> None:
     without = estimate(MODELS / "llama-8b", plain)
     with_four = estimate(MODELS / "llama-8b", Ask(engine=engine, context_length=8192, max_loras=4, max_lora_rank=32))
     assert ADAPTERS not in without.parts[0]
-    assert with_four.parts[0][ADAPTERS] == 4 * 32 * widths * 2
-    assert with_four.per_device_bytes - without.per_device_bytes == 4 * 32 * widths * 2
+    places = 5 if engine == "sglang" else 4  # requests for the base take one, too
+    assert with_four.parts[0][ADAPTERS] == places * 32 * widths * 2
+    graphs = without.parts[0]["graphs"] if engine == "vllm" else 0  # captured with adapters and without
+    assert with_four.per_device_bytes - without.per_device_bytes == places * 32 * widths * 2 + graphs
     halves = estimate(
         MODELS / "llama-8b", Ask(engine=engine, context_length=8192, gpus=2, max_loras=4, max_lora_rank=32)
     )
