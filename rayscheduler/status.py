@@ -36,10 +36,15 @@ STATE_STYLE = {
     "STARTING": "cyan",
     "RUNNING": "green",
     "DRAINING": "yellow",
+    "SUSPENDING": "yellow",
+    "ASLEEP": "blue",
+    "ROUSED": "yellow",
+    "WAKING": "cyan",
     "STOPPING": "yellow",
     "STOPPED": "dim",
     "loaded": "green",
     "loading": "cyan",
+    "asleep": "blue",
     "unloaded": "dim",
     "backing_off": "red",
     "sizing": "cyan",
@@ -170,6 +175,8 @@ def _replicas(replicas: Sequence[Json]) -> Table:
     table = _table("Replicas", "replica", "state", "on", ">reserved", ">measured", ">leases", ">for", ">idle", "")
     for replica in replicas:
         notes = ["pinned"] if replica["pinned"] else []
+        if replica["state"] == "ASLEEP":
+            notes.append(f"{memory(replica['host_bytes'])} in host memory")
         if replica["makes_way_for"]:
             notes.append(f"makes way for {replica['makes_way_for']}")
         _row(
@@ -177,7 +184,7 @@ def _replicas(replicas: Sequence[Json]) -> Table:
             replica["id"],
             _state(replica["state"]),
             place(replica),
-            memory(_held(replica)),
+            memory(sum(replica["device_bytes"]) if replica["state"] == "ASLEEP" else _held(replica)),
             memory(replica["measured_bytes"]),
             str(replica["leases"]),
             duration(replica["since_s"]),

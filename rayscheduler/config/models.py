@@ -78,6 +78,8 @@ class FailurePoint(str, Enum):
     NEVER = "never"
     LOAD = "load"
     CRASH = "crash"
+    SLEEP = "sleep"
+    WAKE = "wake"
 
 
 BackendWord = Annotated[Backend, BeforeValidator(word(Backend, "backends")), word_schema(Backend)]
@@ -224,7 +226,7 @@ class SimulateSection(Section):
     reply: Text | None = None
     """What the `simulated` engine answers."""
     fail: FailureWord = FailurePoint.NEVER
-    """Does the `simulated` engine fail while loading, or crash later?"""
+    """Does the `simulated` engine fail while loading, crash later, or refuse to sleep or to wake?"""
     fail_after: Duration | None = None
     """With `fail: crash`: this long after it was ready; if left out, before its first answer."""
     fail_status: ExitStatus = 1
@@ -423,8 +425,9 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _gives_something_back(self) -> Any:
         largest = max(self.bytes_by_count().values(), default=0)
-        if self.sleep.residue >= max(1, largest):
-            kept, held = size_text(self.sleep.residue), size_text(largest)
+        residue = self.sleep.residue
+        if residue is not None and largest and residue >= largest:
+            kept, held = size_text(residue), size_text(largest)
             what = f"asleep it would keep {kept} of a device on which it takes {held}"
             raise Wrong(what, "write what is left when its weights are gone, for example 512MiB", ("sleep", "residue"))
         return self

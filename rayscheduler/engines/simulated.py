@@ -13,13 +13,22 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rayscheduler.engines.containers import check_container
-from rayscheduler.engines.protocol import Command, Engine, EngineRequest, InFlight, check_environment
+from rayscheduler.engines.protocol import (
+    Call,
+    Command,
+    Engine,
+    EngineRequest,
+    InFlight,
+    SleepCalls,
+    check_environment,
+)
 from rayscheduler.engines.python_package import interpreter
 from rayscheduler.errors import EngineError
 
 NAME = "simulated"
 _SERVER = Path(__file__).with_name("simulated_server.py")
 _FOLLOWER = Path(__file__).with_name("simulated_follower.py")
+_FAILURES = ("never", "load", "crash", "sleep", "wake")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +37,9 @@ class Simulation:
 
     `reply`: the answer, by default the model's name in a sentence. `tokens_per_second`: None, at once.
     `fail`: `load`, when the load time is up; or `crash`, `fail_after` ms after it was ready, or with None
-    before the first byte of its first answer. `fail_status`: the exit status then. `allocate`: True, hold
-    as much real memory in all as is reserved on the devices; a number, so many bytes more than the server.
+    before the first byte of its first answer; `sleep` or `wake`: it refuses to. `fail_status`: the exit status of
+    the first two. `allocate`: True, hold as much real memory in all as is reserved on the devices; a number, so many
+    bytes more than the server. `sleep`, `wake`: with one of them it can sleep, and then gives back all of that.
     """
 
     load: int = 1000
@@ -40,6 +50,8 @@ class Simulation:
     fail_after: int | None = None
     fail_status: int = 1
     allocate: bool | int = False
+    sleep: int | None = None
+    wake: int | None = None
 
 
 class Simulated(Engine):
@@ -73,6 +85,9 @@ class Simulated(Engine):
             "fail_status": simulation.fail_status,
             "allocate_bytes": sum(request.device_bytes) if all_reserved else int(simulation.allocate),
             "allocate_counts_all": all_reserved,
+            "sleeps": self.sleep_calls(request) is not None,
+            "sleep_ms": simulation.sleep or 0,
+            "wake_ms": simulation.wake or 0,
             "node_count": request.node_count,
             "node_rank": request.node_rank,
             "leader_host": request.leader_host,
@@ -85,6 +100,15 @@ class Simulated(Engine):
     def in_flight(self) -> InFlight:
         return InFlight("/stats", lambda page: int(json.loads(page)["in_flight"]))
 
+    def sleep_calls(self, request: EngineRequest) -> SleepCalls | None:
+        """vLLM's, so that what puts a real one to sleep can be rehearsed."""
+        simulation = simulation_of(request)
+        sleep_ms, wake_ms = simulation.sleep, simulation.wake
+        if not request.sleep or request.node_count > 1 or (sleep_ms is None and wake_ms is None):
+            return None
+        calls = Call("POST", "/sleep?level=1"), Call("POST", "/wake_up")
+        return SleepCalls(*calls, sleep_ms=sleep_ms or 0, wake_ms=wake_ms or 0)
+
 
 def simulation_of(request: EngineRequest) -> Simulation:
     """The request's `simulate` mapping, checked. EngineError names the key that is wrong."""
@@ -94,9 +118,10 @@ def simulation_of(request: EngineRequest) -> Simulation:
         if key not in known:
             raise EngineError(f"model {request.model}: simulate has no {key!r}; known are {', '.join(known)}")
     simulation = Simulation(**given)  # type: ignore[arg-type]
-    if simulation.fail not in ("never", "load", "crash"):
-        raise EngineError(f"model {request.model}: simulate.fail is {simulation.fail!r}; it is never, load or crash")
-    for key in ("load", "unload", "fail_after", "tokens_per_second", "allocate", "fail_status"):
+    if simulation.fail not in _FAILURES:
+        known_failures = ", ".join(_FAILURES)
+        raise EngineError(f"model {request.model}: simulate.fail is {simulation.fail!r}; it is one of {known_failures}")
+    for key in ("load", "unload", "sleep", "wake", "fail_after", "tokens_per_second", "allocate", "fail_status"):
         value = getattr(simulation, key)
         if value is not None and not (isinstance(value, (int, float)) and value >= 0):
             raise EngineError(f"model {request.model}: simulate.{key} is {value!r}; give a number of at least 0")

@@ -4,18 +4,20 @@ It listens at once, says 503 until its load time is over, and then answers with 
 text at a given speed. A prompt may hold directives: `#tokens=500` (length of the answer), `#crash` (end
 the process before the first byte) and `#crash=midstream` (after some tokens). `GET /stats` counts requests.
 
+If it can sleep, it does so by the calls of vLLM: `POST /sleep`, `POST /wake_up`, `GET /is_sleeping`. Asleep it has
+given its memory back, but for its own few MiB, and refuses requests.
+
 Over several nodes this is the leader: it loads when its followers (simulated_follower.py) have all connected,
 and ends when it loses one, as engines do whose nodes work in step.
 
-Rules of this file: it is run by its path with `python -I -S`: the standard library only, no import from
-the package, and few imports, as a start must cost little. One connection is served by one task, which is
-cancelled when the client goes away, as a model's server would stop generating.
+Rules of this file: it is run by its path with `python -I -S`: the standard library only, no import from the
+package but of its neighbour simulated_answers.py, and few imports, as a start must cost little. One connection is
+served by one task, which is cancelled when the client goes away, as a model's server would stop generating.
 """
 
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
 import itertools
 import json
@@ -23,30 +25,23 @@ import mmap
 import os
 import re
 import signal
-import struct
 import sys
 import time
-import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
+
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # it is run by its path
+from simulated_answers import Refused, Shape, asked_of, embeddings, finish, text_of, usage  # type: ignore
 
 HEAD_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 64 << 20
 ALLOCATION_STEP_BYTES = 64 << 20
-EMBEDDING_DIMENSIONS = 8
 MIDSTREAM_TOKENS = 3
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
-REASONS |= {411: "Length Required", 413: "Content Too Large", 503: "Service Unavailable"}
+REASONS |= {411: "Length Required", 413: "Content Too Large", 500: "Internal Server Error", 503: "Service Unavailable"}
+TURNS = {"/sleep": "sleep", "/wake_up": "wake"}
 
 _DIRECTIVE = re.compile(r"#(tokens|crash)(?:=(\w+))?")
-
-
-class Refused(Exception):
-    """The request gets an error: its status, OpenAI's type of error, and a message."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
 
 
 class Model:
@@ -57,13 +52,40 @@ class Model:
         self.name: str = plan["model"]
         self.api_key = api_key
         self.ready = False
+        self.asleep = False
         self.stats = {"in_flight": 0, "served": 0, "aborted": 0, "tokens": 0}
         self._slots = asyncio.Semaphore(plan["concurrency"])
         self._memory: list[mmap.mmap] = []
         self._ids = itertools.count(1)
 
+    async def turn(self, how: str) -> None:
+        """`sleep` or `wake`; nothing if that is what it does already."""
+        if self.plan["fail"] == how:
+            raise Refused(500, "internal_error", f"simulated failure to {how}")
+        if (how == "sleep") is self.asleep:
+            return
+        self.asleep = True  # on the way there and back it serves nobody
+        started_s = time.monotonic()
+        if how == "wake":
+            await self._allocate()
+        await asyncio.sleep(max(0.0, self.plan[f"{how}_ms"] / 1000 - (time.monotonic() - started_s)))
+        if how == "sleep":
+            while self._memory:
+                self._memory.pop().close()
+        self.asleep = how == "sleep"
+
     async def load(self) -> None:
         started_s = time.monotonic()
+        await self._allocate()
+        await asyncio.sleep(max(0.0, self.plan["load_ms"] / 1000 - (time.monotonic() - started_s)))
+        if self.plan["fail"] == "load":
+            self.end("simulated failure of the load")
+        self.ready = True
+        if self.plan["fail"] == "crash" and self.plan["fail_after_ms"] is not None:
+            await asyncio.sleep(self.plan["fail_after_ms"] / 1000)
+            self.end("simulated crash")
+
+    async def _allocate(self) -> None:
         left_bytes: int = self.plan["allocate_bytes"]
         if self.plan["allocate_counts_all"]:
             left_bytes -= resident_bytes()
@@ -73,13 +95,6 @@ class Model:
             self._memory.append(mmap.mmap(-1, step_bytes, flags=flags))
             left_bytes -= step_bytes
             await asyncio.sleep(0)
-        await asyncio.sleep(max(0.0, self.plan["load_ms"] / 1000 - (time.monotonic() - started_s)))
-        if self.plan["fail"] == "load":
-            self.end("simulated failure of the load")
-        self.ready = True
-        if self.plan["fail"] == "crash" and self.plan["fail_after_ms"] is not None:
-            await asyncio.sleep(self.plan["fail_after_ms"] / 1000)
-            self.end("simulated crash")
 
     def end(self, why: str) -> None:
         sys.stderr.write(f"{self.name}: {why}\n")
@@ -232,6 +247,10 @@ class Connection(asyncio.Protocol):
             return self._send_json(model.stats)
         if not model.ready:
             raise Refused(503, "unavailable_error", f"{model.name} is loading")
+        if model.plan.get("sleeps") and path in (*TURNS, "/is_sleeping"):
+            return await self._turn(method, path)
+        if model.asleep:
+            raise Refused(503, "unavailable_error", f"{model.name} is asleep")
         if path == "/v1/models":
             entry = {"id": model.name, "object": "model", "created": 0, "owned_by": "rayscheduler"}
             return self._send_json({"object": "list", "data": [entry]})
@@ -239,17 +258,25 @@ class Connection(asyncio.Protocol):
             raise Refused(404, "not_found_error", f"there is no {path}")
         if method != "POST":
             raise Refused(405, "invalid_request_error", f"{path} takes POST, not {method}")
-        asked = _asked(body)
+        asked = asked_of(body)
         with model.begin() as answer:
             if path == "/v1/embeddings":
-                model.fail_first_byte(_text_of(asked.get("input")))
-                self._send_json(_embeddings(model.name, asked))
+                model.fail_first_byte(text_of(asked.get("input")))
+                self._send_json(embeddings(model.name, asked))
             else:
                 await self._complete(answer.number, path == "/v1/chat/completions", asked)
         return None
 
+    async def _turn(self, method: str, path: str) -> None:
+        expected = "POST" if path in TURNS else "GET"
+        if method != expected:
+            raise Refused(405, "invalid_request_error", f"{path} takes {expected}, not {method}")
+        if path in TURNS:
+            await self._model.turn(TURNS[path])
+        self._send_json({"is_sleeping": self._model.asleep})
+
     async def _complete(self, number: int, chat: bool, asked: Mapping[str, Any]) -> None:
-        prompt = _text_of(asked.get("messages") if chat else asked.get("prompt"))
+        prompt = text_of(asked.get("messages") if chat else asked.get("prompt"))
         limit = asked.get("max_completion_tokens", asked.get("max_tokens"))
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise Refused(400, "invalid_request_error", "max_tokens takes a whole number")
@@ -259,8 +286,7 @@ class Connection(asyncio.Protocol):
         if not shape.streamed:
             async for token in tokens:
                 count, text = count + 1, text + token
-            usage = _usage(prompt, count)
-            return self._send_json(shape.whole(text, _finish(count, limit), usage))
+            return self._send_json(shape.whole(text, finish(count, limit), usage(prompt, count)))
         async for token in tokens:
             if count == 0:
                 self._begin_stream(shape)
@@ -269,9 +295,9 @@ class Connection(asyncio.Protocol):
             await self._may_write.wait()
         if count == 0:
             self._begin_stream(shape)
-        self._send_events(shape.piece(None, _finish(count, limit)))
+        self._send_events(shape.piece(None, finish(count, limit)))
         if (asked.get("stream_options") or {}).get("include_usage"):
-            self._send_events({**shape.piece(None), "choices": [], "usage": _usage(prompt, count)})
+            self._send_events({**shape.piece(None), "choices": [], "usage": usage(prompt, count)})
         self._send_chunk(b"data: [DONE]\n\n")
         self._transport.write(b"0\r\n\r\n")
         return None
@@ -299,87 +325,6 @@ class Connection(asyncio.Protocol):
 
     def _send_chunk(self, text: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(text), text))
-
-
-class Shape:
-    """The JSON of OpenAI's answers, of chats and of plain completions, whole and in pieces."""
-
-    def __init__(self, model: str, number: int, chat: bool, streamed: bool) -> None:
-        self.chat, self.streamed = chat, streamed
-        kind = "chat.completion" if chat else "text_completion"
-        self._common = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{number}",
-            "object": f"{kind}.chunk" if chat and streamed else kind,
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, text: str, finish: str, usage: Mapping[str, int]) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {**self._common, "choices": [{"index": 0, **said, "finish_reason": finish}], "usage": usage}
-
-    def opening(self) -> Iterator[dict[str, Any]]:
-        if self.chat:
-            opening = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-            yield {**self._common, "choices": [opening]}
-
-    def piece(self, token: str | None, finish: str | None = None) -> dict[str, Any]:
-        said = {"delta": {} if token is None else {"content": token}} if self.chat else {"text": token or ""}
-        return {**self._common, "choices": [{"index": 0, **said, "finish_reason": finish}]}
-
-
-def _finish(count: int, limit: int | None) -> str:
-    return "length" if limit is not None and count >= limit else "stop"
-
-
-def _usage(prompt: str, count: int) -> dict[str, int]:
-    asked = len(prompt.split())
-    return {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}
-
-
-def _asked(body: bytes) -> dict[str, Any]:
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
-        asked = None
-    if not isinstance(asked, dict):
-        raise Refused(400, "invalid_request_error", "the body is not a JSON object")
-    return asked
-
-
-def _text_of(prompt: object) -> str:
-    """All text in a prompt: a string, a list of messages, or messages made of parts."""
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list):
-        return " ".join(_text_of(part) for part in prompt)
-    if isinstance(prompt, dict):
-        return _text_of(prompt.get("content", prompt.get("text", "")))
-    if prompt is None:
-        raise Refused(400, "invalid_request_error", "the request has neither messages nor a prompt")
-    return str(prompt)
-
-
-def _embeddings(model: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    given = asked.get("input")
-    texts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    data = []
-    for index, text in enumerate(texts):
-        seen = _text_of(text).encode("utf-8", "replace")
-        raw = [zlib.crc32(seen, each) / 2**32 + 0.01 for each in range(EMBEDDING_DIMENSIONS)]
-        length = sum(value * value for value in raw) ** 0.5
-        vector: object = [value / length for value in raw]
-        if asked.get("encoding_format") == "base64":
-            packed = struct.pack(f"<{EMBEDDING_DIMENSIONS}f", *(value / length for value in raw))
-            vector = binascii.b2a_base64(packed, newline=False).decode()
-        data.append({"object": "embedding", "index": index, "embedding": vector})
-    count = sum(len(_text_of(text).split()) for text in texts)
-    return {
-        "object": "list",
-        "model": model,
-        "data": data,
-        "usage": {"prompt_tokens": count, "total_tokens": count},
-    }
 
 
 def _unchunked(rest: bytes) -> tuple[bytes, int]:

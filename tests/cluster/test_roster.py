@@ -26,10 +26,11 @@ class Story:
 
     suspected: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    asleep: list[RunnerReport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.mailbox = Mailbox()
-        self.roster = Roster(self.mailbox, self.suspected.append, self.ended.append)
+        self.roster = Roster(self.mailbox, self.suspected.append, self.ended.append, self.asleep.append)
         self.roster.start(LAUNCH)
 
     def says(self, state: RunnerState, incarnation: str = "one", **more: object) -> Verdict:

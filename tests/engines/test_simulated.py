@@ -324,7 +324,7 @@ async def test_a_start_costs_little(start: Start) -> None:
     ("simulate", "told"),
     [
         ({"lod": 1}, "simulate has no 'lod'; known are load, unload, tokens_per_second"),
-        ({"fail": "always"}, "simulate.fail is 'always'; it is never, load or crash"),
+        ({"fail": "always"}, "simulate.fail is 'always'; it is one of never, load, crash, sleep, wake"),
         ({"load": -1}, "simulate.load is -1; give a number of at least 0"),
         ({"allocate": "1GiB"}, "simulate.allocate is '1GiB'"),
     ],
