@@ -121,29 +121,45 @@ def test_a_sleeping_engine_that_is_killed_is_seen(two: World) -> None:
     assert [stop["reason"] for stop in two.decisions(decision="stop", replica=big)] == ["crashed"]
 
 
-@pytest.mark.parametrize("how", ["sleep", "wake"])
-def test_one_that_cannot_sleep_or_wake_is_ended_and_loaded_anew(two: World, how: str) -> None:
-    two.deploy(f"models:\n{entry('big', '500ms', f', fail: {how}')}\n{entry('other', '500ms')}")
-    big, _ = loaded(two, "big"), loaded(two, "other")
-    again = loaded(two, "big") if how == "wake" else ""
-    agreed(two)
-    assert again != big
-    (stop,) = two.decisions(decision="stop", replica=big)
-    assert stop["reason"] == "crashed"
-    if how == "sleep":
-        assert f"simulated failure to {how}" in two.model("big")["last_error"]
-
-
-def test_a_new_allocator_adopts_one_that_sleeps_and_wakes_it(two: World) -> None:
+def test_what_cannot_sleep_or_wake_is_ended_and_loaded_anew(two: World) -> None:
+    two.deploy(f"models:\n{entry('big', '500ms', ', fail: sleep')}\n{entry('other', '500ms', ', fail: wake')}")
     big, other = loaded(two, "big"), loaded(two, "other")
-    before = agreed(two)
-    pids = two.pids_of(big)
-    ray.kill(two.allocator, no_restart=False)
-    two.until(lambda now: now["serial"] < before["serial"])
+    assert "simulated failure to sleep" in two.model("big")["last_error"]
+    assert loaded(two, "big") != big, "while the other one sleeps"
+    assert loaded(two, "other") != other
+    agreed(two)
+    for replica in (big, other):
+        (stop,) = two.decisions(decision="stop", replica=replica)
+        assert stop["reason"] == "crashed"
+
+
+def another_allocator(world: World) -> None:
+    before = world.status()
+    ray.kill(world.allocator, no_restart=False)
+    world.until(lambda now: now["serial"] < before["serial"])
+
+
+def test_a_new_allocator_adopts_who_sleeps_and_who_is_on_the_way(two: World) -> None:
+    slow = [entry(name, "2s").replace(": 50ms", ": 1s").replace(": 100ms", ": 1s") for name in ("big", "other")]
+    two.deploy("models:\n" + "\n".join(slow))
+    big, other = loaded(two, "big"), loaded(two, "other")
+    agreed(two)
+    engines = [two.pids_of(name) for name in (big, other)]
+
+    another_allocator(two)
     assert states(agreed(two)) == {big: "ASLEEP", other: "RUNNING"}
     assert (held_mib(big), held_mib(other)) == (LEFT, WHOLE)
-    assert two.decisions(decision="start") == []
+
+    for on_the_way in ("SUSPENDING", "WAKING"):
+        lost = two.ask("big" if two.replica(big)["state"] == "ASLEEP" else "other")
+        two.until(lambda now, state=on_the_way: state in states(now).values())  # type: ignore[misc]
+        another_allocator(two)
+        with pytest.raises(ray.exceptions.RayActorError):
+            lost.answer()
+        asleep = {name for name, state in states(agreed(two)).items() if state == "ASLEEP"}
+        assert [held_mib(name) for name in (big, other)] == [LEFT if name in asleep else WHOLE for name in (big, other)]
+
     assert loaded(two, "big") == big
-    assert two.pids_of(big) == pids
-    assert states(agreed(two)) == {big: "RUNNING", other: "ASLEEP"}
-    assert two.decisions(decision="start") == [], "nothing was loaded again"
+    assert loaded(two, "other") == other
+    assert states(agreed(two)) == {big: "ASLEEP", other: "RUNNING"}
+    assert [two.pids_of(name) for name in (big, other)] == engines, "nothing was loaded again"
