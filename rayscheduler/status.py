@@ -184,7 +184,7 @@ def _replicas(replicas: Sequence[Json]) -> Table:
             replica["id"],
             _state(replica["state"]),
             place(replica),
-            memory(sum(replica["device_bytes"]) if replica["state"] == "ASLEEP" else _held(replica)),
+            memory(_held(replica)),
             memory(replica["measured_bytes"]),
             str(replica["leases"]),
             duration(replica["since_s"]),
@@ -240,7 +240,9 @@ def place(replica: Json) -> str:
 
 
 def _held(replica: Json) -> int:
-    return sum(replica["device_bytes"]) + int(replica["host_bytes"]) * len(replica["nodes"])
+    """What is reserved for it; of one that sleeps, on its devices: what it has of host memory is told apart."""
+    host_bytes = 0 if replica["state"] == "ASLEEP" else int(replica["host_bytes"]) * len(replica["nodes"])
+    return sum(replica["device_bytes"]) + host_bytes
 
 
 def first_line(text: str) -> str:

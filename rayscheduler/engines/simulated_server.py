@@ -31,7 +31,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # it is run by its path
-from simulated_answers import Refused, Shape, asked_of, embeddings, finish, text_of, usage  # type: ignore
+from simulated_answers import Refused, Shape, asked_of, embeddings, finish, text_of, usage  # type: ignore[import-not-found]
 
 HEAD_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 64 << 20

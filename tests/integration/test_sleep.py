@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
 from rayscheduler.cluster.agreement import held_groups
+from rayscheduler.cluster.resources import resources_json
+from tests.fake_nvml.driver import COMPILER, GIB, NO_COMPILER, Card, FakeDriver
+from tests.fake_nvml.observer import Observer
 from tests.integration.nodes import a_node
 from tests.integration.test_loading import ask_engine
 from tests.integration.world import Json, World, is_gone, kill
@@ -111,6 +117,41 @@ def test_it_sleeps_and_wakes_faster_than_it_loads(two: World) -> None:
     two.call("unload", "big")
     assert states(two.until_quiet()) == {other: "RUNNING"}
     assert is_gone(pids[1])
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_on_gpus_it_sleeps_once_the_driver_says_that_its_memory_is_back(world: World, tmp_path: Path) -> None:
+    driver = FakeDriver(tmp_path, Card("GPU-a", total=5 * GIB))
+    with Observer(driver) as observer:
+        lent = resources_json(observer.inventory())
+    with a_node(world, "cards", lent, tmp_path / "log", driver.environment()):
+        world.until(lambda now: any(node["name"] == "cards" and node["devices"] for node in now["nodes"]))
+        keys = "engine: simulated, memory: 4GiB, sleep: {residue: 512MiB}, simulate: {load: 1s, wake: 100ms}"
+        world.deploy(f"models:\n- {{name: first, {keys}}}\n- {{name: second, {keys}}}")
+        ask = world.ask("first")
+        lease = ask.granted()
+        first, (_, engine_pid) = lease["replica"], world.pids_of(lease["replica"])
+        card = driver.cards[0]
+        card.hold(engine_pid, 4 * GIB)
+        driver.write()
+        world.until(lambda now: now["replicas"][0]["measured_bytes"] == 4 * GIB)
+        ask.release()
+
+        second = world.ask("second")
+        world.until(lambda _: says_that_it_sleeps(lease["endpoint"], lease["api_key"]))
+        assert states(world.status())[first] == "SUSPENDING", "its driver says something else"
+        card.processes[engine_pid] = card.used = 400 * MIB
+        driver.write()
+        assert states(agreed(world)) == {first: "ASLEEP", second.granted()["replica"]: "RUNNING"}
+        world.until(lambda _: world.replica(first)["measured_bytes"] == 400 * MIB)
+        world.deploy("models: []")
+        world.until_quiet()
+
+
+def says_that_it_sleeps(endpoint: str, api_key: str) -> bool:
+    request = urllib.request.Request(f"{endpoint}/is_sleeping", headers={"authorization": f"Bearer {api_key}"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bool(json.load(answer)["is_sleeping"])
 
 
 def test_a_sleeping_engine_that_is_killed_is_seen(two: World) -> None:
