@@ -259,8 +259,14 @@ class Executor:
                 self._remove(held)
                 self._not_held(hold, start)
             elif mine is None:
-                make_group(hold.name, hold.bundle)
+                self._make(hold)
         self._run(ready)
+
+    def _make(self, hold: Hold) -> None:
+        try:
+            make_group(hold.name, hold.bundle)
+        except Exception:
+            logger.exception("Ray did not take the placement group of %s; it will be asked again", hold.replica)
 
     def _not_held(self, hold: Hold, start: Start | None) -> None:
         wanted = ", ".join(f"{amount:g} of {name}" for name, amount in hold.bundle.resources.items())
