@@ -177,6 +177,8 @@ def _replicas(replicas: Sequence[Json]) -> Table:
         notes = ["pinned"] if replica["pinned"] else []
         if replica["state"] == "ASLEEP":
             notes.append(f"{memory(replica['host_bytes'])} in host memory")
+        if replica["adapters"]:
+            notes.append(f"with {', '.join(replica['adapters'])}")
         if replica["makes_way_for"]:
             notes.append(f"makes way for {replica['makes_way_for']}")
         _row(

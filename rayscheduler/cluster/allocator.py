@@ -14,16 +14,16 @@ import logging
 import math
 import os
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 import ray
 
+from rayscheduler.cluster.adapters import Adapters, pins_its_base
 from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.agreement import differences, held_groups
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.dispatch import Dispatch
-from rayscheduler.cluster.event_log import EventLog
+from rayscheduler.cluster.event_log import EventLog, event_log_of
 from rayscheduler.cluster.executor import EngineEnded, Executor
 from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.figuring import Figuring
@@ -41,7 +41,7 @@ from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState,
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.cluster.status_view import status_of
 from rayscheduler.cluster.store import Store
-from rayscheduler.config.service import ServiceConfig, config_from_json
+from rayscheduler.config.service import config_from_json
 from rayscheduler.core import events as ev
 from rayscheduler.core.explain import Verdict as PlanVerdict
 from rayscheduler.core.lifecycle import COMING, State
@@ -79,8 +79,9 @@ class Allocator:
         mailbox, nodes, leases, roster = self._mailbox, self._membership, self._leases, self._roster
         self._figuring = Figuring(mailbox, nodes, self._agents, roster, leases, self._store, self._snapshot, self._pins)
         self._figures = self._figuring.book
-        order, backoff_s = self._executor.order, self._backoff_s
-        self._dispatch = Dispatch(leases, roster, nodes, self._journal, self._figures, order, backoff_s)
+        self._adapters = Adapters(leases, roster, self._progress)
+        books, order, backoff_s = (self._figures, self._adapters), self._executor.order, self._backoff_s
+        self._dispatch = Dispatch(leases, roster, nodes, self._journal, *books, order, backoff_s)
         self._event_log: EventLog | None = None
         self._recovery: Recovery | None = None
         self._catalog: Catalog | None = None
@@ -121,6 +122,7 @@ class Allocator:
             for report in reports:
                 self._roster.adopt(report)
                 self._dispatch.hold(report)
+                self._adapters.found(report.launch.replica)
             for event in found:
                 for request, holder in event.leases.items():
                     self._leases.adopt(request, holder, event.replica, self._dispatch.grant(event.replica))
@@ -131,7 +133,7 @@ class Allocator:
         scheduler.restore(known, at_ms)
         for model, serial in serials.items():
             scheduler.seed_serial(ModelName(model), serial)
-        self._event_log = _event_log(catalog.config)
+        self._event_log = event_log_of(catalog.config)
         if self._event_log is not None:
             self._event_log.restored(at_ms, known, serials)
         self._catalog, self._scheduler = catalog, scheduler
@@ -181,10 +183,10 @@ class Allocator:
             if tier not in tiers:
                 return said(unknown_tier(tier, tiers))
             priority = tiers[tier]
-        name = self._deployed.resolve(model)
+        name, adapter = self._deployed.resolve(model), self._deployed.adapter(model)
 
         def ask(left_ms: int | None) -> asyncio.Future[Reply]:
-            return self._leases.ask(name, RequestId(request_id), holder, priority, left_ms)
+            return self._leases.ask(name, RequestId(request_id), holder, priority, left_ms, adapter)
 
         return self._figuring.once_sized(name, deadline_ms, ask)
 
@@ -221,7 +223,8 @@ class Allocator:
             "counters": dict(self._journal.counters),
             "leaving": sum(record.leaving_since_ms is not None for record in self._roster.records.values()),
         }
-        return status_of(self._snapshot(), self._membership, self._roster, self._deployed, self._figures, head)
+        books = (self._membership, self._roster, self._deployed, self._figures, self._adapters)
+        return status_of(self._snapshot(), *books, head)
 
     async def decisions(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
         """The last ones, newest first. `subject`: a model, replica or request."""
@@ -272,6 +275,7 @@ class Allocator:
             self._loop.call_later(EXIT_AFTER_S, os._exit, 1)
             return {"ok": True, "message": "the scheduler section has changed: the allocator restarts"}
         await asyncio.to_thread(self._store.write_config, config_json)
+        self._adapters.redeployed(self._deployed.config.adapters, catalog.config.adapters)
         self._catalog = catalog
         self._figuring.deploy(catalog)
         return {"ok": True, "message": f"{len(catalog.config.models)} models"}
@@ -291,12 +295,17 @@ class Allocator:
         if plan.verdict is PlanVerdict.NEVER and not seen["there"]:
             return refused(RejectCode.NEVER_FITS, plan.message)
         self._mailbox.put(ev.LoadAsked(name))
+        if adapter := self._deployed.adapter(model):
+            loading = self._adapters.load(adapter, self._loaded(name, seen["failures"]))
+            return await loading if wait else {"ok": True, "message": f"{adapter.name} is loaded into {name}"}
         if not wait:
             return {"ok": True, "message": f"{name} is there already" if seen["there"] else plan.message}
         return await self._loaded(name, seen["failures"])
 
     async def unload(self, model: str) -> dict[str, Any]:
         await self._ready.wait()
+        if adapter := self._deployed.adapter(model):
+            return self._adapters.unload(adapter)
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
             return unknown_model(model)
@@ -306,6 +315,8 @@ class Allocator:
     async def pin(self, model: str, pinned: bool) -> dict[str, Any]:
         """Make its replicas immovable, or let them go; kept over a restart of the allocator."""
         await self._ready.wait()
+        if adapter := self._deployed.adapter(model):
+            return pins_its_base(adapter)
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
             return unknown_model(model)
@@ -436,10 +447,3 @@ class Allocator:
             # Half an allocator is worse than none: the next one learns from those who run.
             logger.critical("the allocator failed and restarts", exc_info=problem)
             os._exit(1)
-
-
-def _event_log(config: ServiceConfig) -> EventLog | None:
-    section = config.event_log
-    if section is None:
-        return None
-    return EventLog(Path(section.path), config.settings(), section.file_size, section.keep)

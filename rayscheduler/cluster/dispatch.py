@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from rayscheduler.cluster.adapters import Adapters
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.executor import Hold, Order, Start, Stop
 from rayscheduler.cluster.figure_book import FigureBook
@@ -40,6 +41,7 @@ class Dispatch:
         membership: Membership,
         journal: Journal,
         figures: FigureBook,
+        adapters: Adapters,
         order: Callable[[Iterable[Order]], None],
         backoff_s: Callable[[ModelName], int],
     ) -> None:
@@ -48,6 +50,7 @@ class Dispatch:
         self._membership = membership
         self._journal = journal
         self._figures = figures
+        self._adapters = adapters
         self._order = order
         self._backoff_s = backoff_s
 
@@ -58,7 +61,7 @@ class Dispatch:
             self._journal.note(decision, serial)
             match decision:
                 case Grant():
-                    self._leases.granted(decision.request, decision.replica, self.grant(decision.replica))
+                    self._grant(decision)
                 case Reject():
                     self._reject(decision)
                 case StopReplica():
@@ -86,6 +89,14 @@ class Dispatch:
             "model": str(report.launch.model),
         }
 
+    def _grant(self, decision: Grant) -> None:
+        request, replica = decision.request, decision.replica
+        adapter = self._leases.adapter_of(request)
+        if adapter is None:
+            self._leases.granted(request, replica, self.grant(replica))
+        else:
+            self._adapters.lend(request, replica, adapter, self.grant(replica))
+
     def _reject(self, decision: Reject) -> None:
         problem = self._figures.problem(decision.model)
         if decision.code is RejectCode.MODEL_NOT_FOUND and problem is not None:
@@ -101,6 +112,7 @@ class Dispatch:
         record = self._roster.records.get(replica)
         clean = decision.reason not in _UNCLEAN and record is not None and record.report is not None
         self._leases.replica_gone(replica)
+        self._adapters.replica_gone(replica)
         self._roster.stop(replica)
         return Stop(replica, clean)
 

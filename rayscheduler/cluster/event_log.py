@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from rayscheduler.config.service import ServiceConfig
 from rayscheduler.core.decisions import Decision
 from rayscheduler.core.events import Event
 from rayscheduler.core.types import Settings
@@ -80,3 +81,11 @@ class EventLog:
 
 def _text(line: dict[str, Any]) -> str:
     return json.dumps(line, separators=(",", ":"), ensure_ascii=False)
+
+
+def event_log_of(config: ServiceConfig) -> EventLog | None:
+    """The one that the service file asks for; None: it asks for none."""
+    section = config.event_log
+    if section is None:
+        return None
+    return EventLog(Path(section.path), config.settings(), section.file_size, section.keep)

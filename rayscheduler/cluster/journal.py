@@ -63,7 +63,7 @@ class Journal:
         self._entries: deque[Entry] = deque(maxlen=KEPT_MAX)
         self._grants: deque[Entry] = deque(maxlen=KEPT_MAX)
         self._count = 0
-        self.counters: dict[str, int] = {**dict.fromkeys(_COUNTERS.values(), 0), "evictions": 0}
+        self.counters: dict[str, int] = dict.fromkeys((*_COUNTERS.values(), "evictions"), 0)
 
     def note(self, decision: Decision, serial: int) -> None:
         self.counters[_COUNTERS[type(decision)]] += 1

@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 from rayscheduler.cluster.reports import DeviceEstimate, SizeAnswer, SizeQuestion
+from rayscheduler.engines import llama_cpp, sglang, transformers, vllm
 from rayscheduler.engines.llama_cpp import NAME as LLAMA_CPP
 from rayscheduler.engines.llama_cpp import LlamaCpp
 from rayscheduler.engines.llama_cpp_args import Setting
+from rayscheduler.engines.model_needs import ask_of
 from rayscheduler.engines.protocol import EngineRequest, source_path
-from rayscheduler.errors import RayschedulerError
+from rayscheduler.engines.python_package import installed_version
+from rayscheduler.engines.sources import model_folder
+from rayscheduler.errors import RayschedulerError, SourceError
 from rayscheduler.memory.digest import digest_of
 from rayscheduler.memory.estimate import estimate
 from rayscheduler.memory.values import KV_CACHE, WEIGHTS, Ask, Estimate
 
-# By engine, the package whose version decides what it takes. In a container or another environment nobody knows it.
-PACKAGES = {"llama-cpp": "xllamacpp", "vllm": "vllm", "sglang": "sglang", "transformers": "transformers"}
+# Engines whose models are in the hub's format, and the packages whose version decides what a model takes. In a
+# container, or an environment that is not made yet, nobody knows it.
+HUB_PACKAGES = {engine.NAME: engine.PACKAGE for engine in (vllm, sglang, transformers)}
+PACKAGES = {**HUB_PACKAGES, llama_cpp.NAME: llama_cpp.PACKAGE}
 
 
 def size_up(question: SizeQuestion) -> SizeAnswer:
     """Blocks for some ten milliseconds per device count."""
     try:
-        path = source_path(question.request)
-        if not os.path.exists(path):
-            return SizeAnswer(problem=f"{path} does not exist")
+        path = _path(question)
         ask, on_host = _ask(question), question.on_host
         estimates = {
             count: _on_fullest(estimate(path, replace(ask, gpus=0 if on_host else count)), on_host or not count)
@@ -39,6 +42,20 @@ def size_up(question: SizeQuestion) -> SizeAnswer:
         return SizeAnswer(digest_of(path), _version(question), estimates)
     except (RayschedulerError, OSError, ValueError) as problem:
         return SizeAnswer(problem=" ".join(str(problem).split()))
+
+
+def _path(question: SizeQuestion) -> str:
+    """The model's file or folder; of a hub id, where the hub's cache has it. SourceError: it is not on this machine."""
+    request = question.request
+    if question.engine in HUB_PACKAGES:
+        folder = model_folder(request, {**os.environ, **request.env})
+        if folder is None:
+            raise SourceError(f"{request.source} is not in the hub's cache of this machine")
+        return folder
+    path = source_path(request)
+    if not os.path.exists(path):
+        raise SourceError(f"{path} does not exist")
+    return path
 
 
 def _counts(question: SizeQuestion) -> list[int]:
@@ -57,12 +74,9 @@ def _on_fullest(found: Estimate, on_host: bool) -> DeviceEstimate:
 
 def _version(question: SizeQuestion) -> str:
     request = question.request
-    if request.python or request.runtime_env or request.container_image:
+    if question.engine not in PACKAGES or request.runtime_env or request.container_image:
         return ""
-    try:
-        return version(PACKAGES[question.engine])
-    except (KeyError, PackageNotFoundError):
-        return ""
+    return installed_version(PACKAGES[question.engine], request) or ""
 
 
 def _ask(question: SizeQuestion) -> Ask:
@@ -70,15 +84,7 @@ def _ask(question: SizeQuestion) -> Ask:
     request = question.request
     if question.engine == LLAMA_CPP:
         return _ask_llama_cpp(request)
-    return Ask(
-        engine=question.engine,
-        context_length=request.context_length,
-        concurrency=request.concurrency,
-        pipeline=request.pipeline,
-        kv_type=request.kv_type or "auto",
-        max_batched_tokens=request.max_batched_tokens,
-        embedding=request.embedding,
-    )
+    return ask_of(request, question.engine)
 
 
 def _ask_llama_cpp(request: EngineRequest) -> Ask:

@@ -316,6 +316,10 @@ class ModelSection(Section):
     """Tokens that the engine computes in one step."""
     embedding: Flag = False
     """It gives embeddings, not text."""
+    max_loras: Count | None = None
+    """Adapters that one replica holds at a time; if left out, as many as the catalog has of it, at most 8."""
+    max_lora_rank: Count | None = None
+    """The highest rank of its adapters; if left out, the highest that their files say."""
     ready_path: Text = "/health"
     """The path that answers 200 once the engine is ready."""
     simulate: SimulateSection = SimulateSection()
@@ -425,9 +429,8 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _gives_something_back(self) -> Any:
         largest = max(self.bytes_by_count().values(), default=0)
-        residue = self.sleep.residue
-        if residue is not None and largest and residue >= largest:
-            kept, held = size_text(residue), size_text(largest)
+        if self.sleep.residue and largest and self.sleep.residue >= largest:
+            kept, held = size_text(self.sleep.residue), size_text(largest)
             what = f"asleep it would keep {kept} of a device on which it takes {held}"
             raise Wrong(what, "write what is left when its weights are gone, for example 512MiB", ("sleep", "residue"))
         return self

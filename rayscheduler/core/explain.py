@@ -15,7 +15,7 @@ from rayscheduler.core.fleet import Fleet
 from rayscheduler.core.ledger import Ledger, NodeAccount
 from rayscheduler.core.lifecycle import LEAVING, State
 from rayscheduler.core.loading import Loader
-from rayscheduler.core.planner import Leaving, Planner, share_of
+from rayscheduler.core.planner import Leaving, Planner
 from rayscheduler.core.records import ModelRecord
 from rayscheduler.core.sleeping import gives_back
 from rayscheduler.core.types import (
@@ -28,6 +28,7 @@ from rayscheduler.core.types import (
     ReplicaId,
     Word,
 )
+from rayscheduler.core.vectors import share_of
 from rayscheduler.core.words import share, sized
 
 BEFORE_CPUS = (RefusalReason.BACKEND, RefusalReason.TYPE, RefusalReason.LABELS, RefusalReason.CPUS)

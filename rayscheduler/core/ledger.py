@@ -94,27 +94,23 @@ class NodeAccount:
         host = millicpus = 0
         for reservation in held.values():
             place = reservation.placement
-            plain = not reservation.overlaps and reservation.keeps is None
-            charge = load if plain else [0] * len(load)
+            charge = load if not reservation.overlaps else [0] * len(load)
             for device, size in zip(place.devices, place.device_bytes, strict=True):
                 at = index.get(device)
                 if at is not None:
                     charge[at] += size
             if shared:
                 charge[0] += place.host_bytes
-            under_host = under_millicpus = 0
+            under_host = under_millicpus = least_host = least_millicpus = 0
             if reservation.overlaps:
                 under, under_host, under_millicpus = self._overlapped(held, reservation.overlaps)
                 if shared:
                     under[0] += under_host
-                charge = [max(0, mine - theirs) for mine, theirs in zip(charge, under, strict=True)]
-            least_host = least_millicpus = 0
-            if reservation.keeps is not None:
-                least, least_host, least_millicpus = self._on_this_node(reservation.keeps)
-                charge = [max(mine, kept) for mine, kept in zip(charge, least, strict=True)]
-            if charge is not load:
-                for at, size in enumerate(charge):
-                    load[at] += size
+                least = [0] * len(load)
+                if reservation.keeps is not None:
+                    least, least_host, least_millicpus = self._on_this_node(reservation.keeps)
+                for at, theirs in enumerate(under):
+                    load[at] += max(least[at], charge[at] - theirs)
             if not shared:
                 host += max(least_host, place.host_bytes - under_host)
             millicpus += max(least_millicpus, place.millicpus - under_millicpus)

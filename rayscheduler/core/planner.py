@@ -18,11 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
-from math import comb
 from typing import Any, Protocol
 
-from rayscheduler.core.elastic import grown
 from rayscheduler.core.fit import Choice, Freed, Needs, choose, fits, needs_on
 from rayscheduler.core.ledger import Ledger, NodeAccount, NodeRoom
 from rayscheduler.core.shelves import Shelves
@@ -39,9 +36,8 @@ from rayscheduler.core.types import (
     Settings,
     Strategy,
 )
+from rayscheduler.core.vectors import large_enough, share_of, vector_of
 from rayscheduler.core.victims import Candidate, Settle, VictimSet, best_set
-
-COMBINATIONS_MAX = 5_000  # of nodes, tried for a model across nodes that asks for total device memory
 
 Rank = tuple[Any, ...]
 RoomOf = Callable[[NodeAccount], NodeRoom]
@@ -131,7 +127,7 @@ class Planner:
                 return self._made(model, sleeper.placement, leaving, (), sleeper)
         found = self._best_placement(model, must)
         if found is not None:
-            return self._made(model, found[1], leaving, ())
+            return self._made(model, found[1], leaving)
         evicting = self._best_eviction(model, leaving, must) if evict else None
         waking = self._best_waking(asleep, leaving, must) if evict else None
         if waking is not None and (evicting is None or waking[1].key <= evicting[1].key):
@@ -145,14 +141,13 @@ class Planner:
         model: Model,
         placement: Placement,
         leaving: Leaving,
-        victims: Sequence[Candidate],
+        victims: Sequence[Candidate] = (),
         wakes: Sleeper | None = None,
     ) -> Plan:
         ordered = sorted((*leaving.must, *victims), key=lambda c: c.id_key)
         sleeping = self._settled(placement, leaving, victims, wakes).sleeping
         if wakes is None:
-            gone, kept = leaving.placements(ordered), tuple(sleeping.values())
-            placement = grown(self._ledger, model.requirement, placement, gone, kept)
+            placement = self._grown(model, placement, leaving.placements(ordered), sleeping.values())
         return Plan(
             placement,
             tuple(c.id for c in ordered),
@@ -160,12 +155,6 @@ class Planner:
             sleeping,
             None if wakes is None else wakes.id,
         )
-
-    def _fits(self, account: NodeAccount, needs: Needs, gone: Sequence[Placement]) -> bool:
-        if not gone:
-            return fits(account.room(), needs)
-        freed = Freed(account, gone)
-        return fits(account.room(), needs, freed.sizes, freed.host, freed.millicpus)
 
     def _settled(
         self, placement: Placement, leaving: Leaving, victims: Sequence[Candidate], wakes: Sleeper | None = None
@@ -176,6 +165,32 @@ class Planner:
             return VictimSet(victims)
         kept = None if wakes is None else wakes.keeps
         return VictimSet(victims, who_sleeps(self._ledger, placement, kept, members, leaving.placements(members)))
+
+    def _fits(self, account: NodeAccount, needs: Needs, gone: Sequence[Placement]) -> bool:
+        if not gone:
+            return fits(account.room(), needs)
+        freed = Freed(account, gone)
+        return fits(account.room(), needs, freed.sizes, freed.host, freed.millicpus)
+
+    def _grown(
+        self, model: Model, placement: Placement, gone: Sequence[Placement], keeping: Iterable[Placement]
+    ) -> Placement:
+        """The vector of an elastic model: on each device what is free on the fullest of them once `gone` are gone,
+        but for what sleepers go on `keeping`, between what the model needs and what it can use."""
+        want = model.requirement
+        most = want.bytes_max_by_count.get(len(placement.devices), 0)
+        if not placement.devices or most <= placement.device_bytes[0] or want.exclusive:
+            return placement
+        each, kept = most, list(keeping)
+        for name in placement.nodes:
+            account = self._ledger.accounts[name]
+            free, freed, stays = account.room().free, Freed(account, gone), Freed(account, kept)
+            # Where the device is the host's memory, both are charged to it.
+            host = freed.host - placement.host_bytes if account.node.device_is_host_memory else 0
+            taken = [account.index[device] for device in placement.devices if device in account.index]
+            each = min(each, *(free[at] + freed.sizes[at] - stays.sizes[at] + host for at in taken))
+        each = max(each, placement.device_bytes[0])
+        return replace(placement, device_bytes=(each,) * len(placement.devices))
 
     def _choose(
         self,
@@ -222,7 +237,7 @@ class Planner:
                 rank = self._rank(choice, room)
                 if best is None or rank < best[0]:
                     best = (rank, account, choice)
-        return None if best is None else (best[0], _placement(model, [(best[1], best[2])]))
+        return None if best is None else (best[0], vector_of(model, [(best[1], best[2])]))
 
     def _best_first(self, model: Model) -> tuple[Rank, Placement] | None:
         """By looking at each shelf's nodes in the order of the best rank they could get."""
@@ -248,7 +263,7 @@ class Planner:
                         if best is None or rank < best[0]:
                             best = (rank, account, choice)
             if best is not None:
-                return best[0], _placement(model, [(best[1], best[2])])
+                return best[0], vector_of(model, [(best[1], best[2])])
         return None
 
     def _best_across(self, model: Model, room_of: RoomOf, gone: Sequence[Placement]) -> tuple[Rank, Placement] | None:
@@ -261,14 +276,14 @@ class Planner:
                 if len(whole) < nodes:
                     continue
                 whole.sort(key=lambda w: (w[1].type_rank, self._sign * w[1].load, w[0].node.name))
-                chosen = _large_enough(whole, nodes, model.requirement.total_device_memory_bytes)
+                chosen = large_enough(whole, nodes, model.requirement.total_device_memory_bytes)
                 if chosen is None:
                     continue
                 taken = sorted(chosen, key=lambda w: w[0].node.name)
                 load = self._sign * sum(choice.load for _, choice in taken)
                 type_rank = max(choice.type_rank for _, choice in taken)
                 names = tuple(account.node.name for account, _ in taken)
-                return (count, nodes, type_rank, load, load, names, ()), _placement(model, taken)
+                return (count, nodes, type_rank, load, load, names, ()), vector_of(model, taken)
         return None
 
     def _whole_nodes(
@@ -331,13 +346,13 @@ class Planner:
             return choice
 
         def settle(gone: Sequence[Candidate]) -> VictimSet:
-            return self._settled(_placement(model, [(account, chosen(gone))]), leaving, gone)
+            return self._settled(vector_of(model, [(account, chosen(gone))]), leaving, gone)
 
         victims = self._eviction_on(account, needs, leaving, candidates, must, settle)
         if victims is None:
             return None
         choice = chosen(victims.members)
-        return (*victims.key, *self._rank(choice, room)), _placement(model, [(account, choice)]), victims
+        return (*victims.key, *self._rank(choice, room)), vector_of(model, [(account, choice)]), victims
 
     def _eviction_on(
         self,
@@ -394,52 +409,3 @@ class Planner:
             if victims is not None and (best is None or victims.key < best[1].key):
                 best = (sleeper, victims)
         return best
-
-
-def share_of(model: Model, count: int, per_node: int) -> Model:
-    """The model as one of its nodes sees it: its share of the devices, with the bytes of the whole count."""
-    want = model.requirement
-    return replace(
-        model,
-        requirement=replace(
-            want,
-            bytes_by_count={per_node: want.bytes_by_count[count]},
-            total_device_memory_bytes=0,  # asked of all the nodes together
-        ),
-    )
-
-
-def _large_enough(
-    ranked: list[tuple[NodeAccount, Choice]], nodes: int, total_bytes: int
-) -> Sequence[tuple[NodeAccount, Choice]] | None:
-    """The first `nodes` of them, in rank order, whose devices have `total_bytes` together. With many to choose
-    from only the best and the largest are tried."""
-
-    def capacity(account: NodeAccount) -> int:
-        return sum(device.capacity_bytes for device in account.node.devices)
-
-    largest = sorted(ranked, key=lambda w: -capacity(w[0]))[:nodes]
-    every = combinations(ranked, nodes) if comb(len(ranked), nodes) <= COMBINATIONS_MAX else (ranked[:nodes], largest)
-    for chosen in every:
-        if sum(capacity(account) for account, _ in chosen) >= total_bytes:
-            return chosen
-    return None
-
-
-def _placement(model: Model, taken: Sequence[tuple[NodeAccount, Choice]]) -> Placement:
-    """The vector for the chosen devices of one node, or of several in the order of their names."""
-    devices = []
-    sizes = []
-    host_bytes = 0
-    for account, choice in taken:
-        for at in choice.indices:
-            devices.append(account.node.devices[at].id)
-            sizes.append(choice.option.device_bytes[at])
-        host_bytes = choice.option.host_bytes
-    return Placement(
-        nodes=tuple(account.node.name for account, _ in taken),
-        devices=tuple(devices),
-        device_bytes=tuple(sizes),
-        host_bytes=host_bytes,
-        millicpus=model.requirement.millicpus,
-    )

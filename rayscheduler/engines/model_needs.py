@@ -7,12 +7,29 @@ the answer. A model that is not on this machine has no answer.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from rayscheduler.engines.kv_cache import Needs
+from rayscheduler.engines.lora import highest_rank
 from rayscheduler.engines.protocol import EngineRequest
 from rayscheduler.engines.sources import model_folder
 from rayscheduler.errors import SourceError
 from rayscheduler.memory.estimate import Ask, estimate
+
+
+def ask_of(request: EngineRequest, engine: str) -> Ask:
+    """The request in the terms of `rayscheduler.memory`, but for its devices."""
+    return Ask(
+        engine=engine,
+        context_length=request.context_length,
+        concurrency=request.concurrency,
+        pipeline=request.pipeline,
+        kv_type=request.kv_type or "auto",
+        max_batched_tokens=request.max_batched_tokens,
+        embedding=request.embedding,
+        max_loras=request.max_loras,
+        max_lora_rank=highest_rank(request),
+    )
 
 
 def model_needs(request: EngineRequest, engine: str) -> Needs | None:
@@ -20,18 +37,8 @@ def model_needs(request: EngineRequest, engine: str) -> Needs | None:
     folder = model_folder(request, {**os.environ, **request.env})
     if folder is None:
         return None
-    asked = Ask(
-        engine=engine,
-        context_length=request.context_length,
-        concurrency=request.concurrency,
-        gpus=request.devices_total,
-        pipeline=request.pipeline,
-        kv_type=request.kv_type or "auto",
-        max_batched_tokens=request.max_batched_tokens,
-        embedding=request.embedding,
-    )
     try:
-        found = estimate(folder, asked)
+        found = estimate(folder, replace(ask_of(request, engine), gpus=request.devices_total))
     except SourceError as problem:
         raise SourceError(f"model {request.model}: {problem.message}") from problem
     # Ranks are dealt to the nodes in order, as many to each.

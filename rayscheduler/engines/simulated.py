@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rayscheduler.engines.containers import check_container
 from rayscheduler.engines.protocol import (
+    AdapterCalls,
     Call,
     Command,
     Engine,
@@ -92,6 +93,7 @@ class Simulated(Engine):
             "node_rank": request.node_rank,
             "leader_host": request.leader_host,
             "leader_port": request.leader_port,
+            "max_loras": request.max_loras,
         }
         program, ready_path = (_FOLLOWER, "") if request.node_rank else (_SERVER, "/health")
         argv = (interpreter(request), "-I", "-S", str(program), json.dumps(plan))
@@ -108,6 +110,10 @@ class Simulated(Engine):
             return None
         calls = Call("POST", "/sleep?level=1"), Call("POST", "/wake_up")
         return SleepCalls(*calls, sleep_ms=sleep_ms or 0, wake_ms=wake_ms or 0)
+
+    def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
+        """As vLLM has it."""
+        return AdapterCalls("/v1/load_lora_adapter", "/v1/unload_lora_adapter") if request.max_loras else None
 
 
 def simulation_of(request: EngineRequest) -> Simulation:

@@ -1,6 +1,6 @@
-"""What the simulated engine says: the JSON of OpenAI's answers, and of the errors that it gives instead.
+"""OpenAI's answers as the program of the engine `simulated` gives them: their shapes, and how requests are read.
 
-Rules of this file: as of simulated_server.py, which imports it: the standard library only. Pure.
+Rules of this file: as of simulated_server.py, which finds it beside itself: the standard library only. Pure.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ class Refused(Exception):
     def __init__(self, status: int, kind: str, message: str) -> None:
         super().__init__(message)
         self.status, self.kind = status, kind
+
+
+def model_list(model: str, adapters: Mapping[str, str]) -> list[dict[str, Any]]:
+    """As vLLM lists them: an adapter has its base for a parent."""
+    common = {"object": "model", "created": 0, "owned_by": "rayscheduler"}
+    of_adapters = [{"id": name, **common, "root": folder, "parent": model} for name, folder in adapters.items()]
+    return [{"id": model, **common}, *of_adapters]
 
 
 class Shape:
@@ -60,7 +67,7 @@ def usage(prompt: str, count: int) -> dict[str, int]:
     return {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}
 
 
-def asked_of(body: bytes) -> dict[str, Any]:
+def asked(body: bytes) -> dict[str, Any]:
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
@@ -103,3 +110,22 @@ def embeddings(model: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         "data": data,
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }
+
+
+def unchunked(rest: bytes) -> tuple[bytes, int]:
+    """The body sent in chunks and how many bytes it took; -1 while some of it is missing."""
+    body, at = b"", 0
+    while True:
+        line_end = rest.find(b"\r\n", at)
+        if line_end < 0:
+            return b"", -1
+        try:
+            size = int(rest[at:line_end].partition(b";")[0], 16)
+        except ValueError:
+            raise Refused(400, "invalid_request_error", "a chunk of the body has no size") from None
+        at = line_end + 2 + size + 2
+        if len(rest) < at:
+            return b"", -1
+        if size == 0:
+            return body, at
+        body += rest[line_end + 2 : at - 2]

@@ -3,6 +3,7 @@
 It listens at once, says 503 until its load time is over, and then answers with its own name or a given
 text at a given speed. A prompt may hold directives: `#tokens=500` (length of the answer), `#crash` (end
 the process before the first byte) and `#crash=midstream` (after some tokens). `GET /stats` counts requests.
+LoRA adapters are loaded and unloaded as with vLLM, by their name and a folder that has to be there.
 
 If it can sleep, it does so by the calls of vLLM: `POST /sleep`, `POST /wake_up`, `GET /is_sleeping`. Asleep it has
 given its memory back, but for its own few MiB, and refuses requests.
@@ -10,8 +11,8 @@ given its memory back, but for its own few MiB, and refuses requests.
 Over several nodes this is the leader: it loads when its followers (simulated_follower.py) have all connected,
 and ends when it loses one, as engines do whose nodes work in step.
 
-Rules of this file: it is run by its path with `python -I -S`: the standard library only, no import from the
-package but of its neighbour simulated_answers.py, and few imports, as a start must cost little. One connection is
+Rules of this file: it is run by its path with `python -I -S`: the standard library only, no import from
+the package but of the file beside it, and few imports, as a start must cost little. One connection is
 served by one task, which is cancelled when the client goes away, as a model's server would stop generating.
 """
 
@@ -28,15 +29,19 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # it is run by its path
-from simulated_answers import Refused, Shape, asked_of, embeddings, finish, text_of, usage  # type: ignore[import-not-found]
+if TYPE_CHECKING:
+    from rayscheduler.engines import simulated_answers as answers
+else:
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # `-I` has left it out
+    import simulated_answers as answers
 
 HEAD_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 64 << 20
 ALLOCATION_STEP_BYTES = 64 << 20
 MIDSTREAM_TOKENS = 3
+ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
 REASONS |= {411: "Length Required", 413: "Content Too Large", 500: "Internal Server Error", 503: "Service Unavailable"}
 TURNS = {"/sleep": "sleep", "/wake_up": "wake"}
@@ -53,7 +58,8 @@ class Model:
         self.api_key = api_key
         self.ready = False
         self.asleep = False
-        self.stats = {"in_flight": 0, "served": 0, "aborted": 0, "tokens": 0}
+        self.stats = {"in_flight": 0, "served": 0, "aborted": 0, "tokens": 0, "adapter_loads": 0, "adapter_unloads": 0}
+        self.adapters: dict[str, str] = {}  # name -> its folder
         self._slots = asyncio.Semaphore(plan["concurrency"])
         self._memory: list[mmap.mmap] = []
         self._ids = itertools.count(1)
@@ -61,7 +67,7 @@ class Model:
     async def turn(self, how: str) -> None:
         """`sleep` or `wake`; nothing if that is what it does already."""
         if self.plan["fail"] == how:
-            raise Refused(500, "internal_error", f"simulated failure to {how}")
+            raise answers.Refused(500, "internal_error", f"simulated failure to {how}")
         if (how == "sleep") is self.asleep:
             return
         self.asleep = True  # on the way there and back it serves nobody
@@ -96,6 +102,31 @@ class Model:
             left_bytes -= step_bytes
             await asyncio.sleep(0)
 
+    def load_adapter(self, name: str, folder: str) -> str:
+        if name in self.adapters:
+            raise answers.Refused(400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded.")
+        if folder.startswith("/") and not os.path.isdir(folder):
+            raise answers.Refused(404, "NotFoundError", f"No adapter found for {folder}")
+        if len(self.adapters) >= self.plan["max_loras"]:
+            raise answers.Refused(400, "BadRequestError", f"there is room for {self.plan['max_loras']} adapters")
+        self.adapters[name] = folder
+        self.stats["adapter_loads"] += 1
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload_adapter(self, name: str) -> str:
+        if self.adapters.pop(name, None) is None:
+            raise answers.Refused(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+        self.stats["adapter_unloads"] += 1
+        return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def called(self, wanted: object) -> str:
+        """The name of the model or adapter that a request wants. Without adapters, one model answers to every name."""
+        if wanted in self.adapters:
+            return str(wanted)
+        if self.plan["max_loras"] and wanted not in (None, self.name):
+            raise answers.Refused(404, "NotFoundError", f"The model `{wanted}` does not exist.")
+        return self.name
+
     def end(self, why: str) -> None:
         sys.stderr.write(f"{self.name}: {why}\n")
         sys.stderr.flush()
@@ -111,10 +142,10 @@ class Model:
         ):
             self.end("simulated crash before the first byte")
 
-    async def tokens(self, prompt: str, limit: int | None) -> AsyncIterator[str]:
+    async def tokens(self, name: str, prompt: str, limit: int | None) -> AsyncIterator[str]:
         """The words of the answer, at the model's speed, once one of its slots is free."""
         directives = dict(_DIRECTIVE.findall(prompt))
-        words = (self.plan["reply"] or f"This is {self.name}, simulated.").split(" ")
+        words = (self.plan["reply"] or f"This is {name}, simulated.").split(" ")
         length = int(directives["tokens"]) if directives.get("tokens", "").isdecimal() else len(words)
         rate = self.plan["tokens_per_second"]
         async with self._slots:
@@ -184,7 +215,7 @@ class Connection(asyncio.Protocol):
         """Start on the next request, if all of it is here."""
         try:
             request = self._parsed()
-        except Refused as refused:
+        except answers.Refused as refused:
             self._send_error(refused)
             self._transport.close()
             return
@@ -206,20 +237,20 @@ class Connection(asyncio.Protocol):
         head, end, rest = self._received.partition(b"\r\n\r\n")
         if not end:
             if len(head) > HEAD_BYTES_MAX:
-                raise Refused(413, "invalid_request_error", "the head of the request is too long")
+                raise answers.Refused(413, "invalid_request_error", "the head of the request is too long")
             return None
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         words = first.split(" ")
         length = headers.get("content-length", "0")
         if len(words) != 3 or not length.isdecimal():
-            raise Refused(400, "invalid_request_error", "this is not an HTTP request")
+            raise answers.Refused(400, "invalid_request_error", "this is not an HTTP request")
         if "chunked" in headers.get("transfer-encoding", ""):
-            body, used = _unchunked(bytes(rest))
+            body, used = answers.unchunked(bytes(rest))
         else:
             body, used = bytes(rest[: int(length)]), int(length)
         if used > BODY_BYTES_MAX or len(rest) > BODY_BYTES_MAX + HEAD_BYTES_MAX:
-            raise Refused(413, "invalid_request_error", "the body of the request is too long")
+            raise answers.Refused(413, "invalid_request_error", "the body of the request is too long")
         if used < 0 or len(rest) < used:
             if headers.get("expect", "").lower() == "100-continue" and not self._continued:
                 self._continued = True
@@ -232,7 +263,7 @@ class Connection(asyncio.Protocol):
     async def _serve(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> None:
         try:
             await self._answer(method, path, headers, body)
-        except Refused as refused:
+        except answers.Refused as refused:
             self._send_error(refused)
         if headers.get("connection", "").lower() == "close":
             self._transport.close()
@@ -242,27 +273,31 @@ class Connection(asyncio.Protocol):
         if path == "/health":
             return self._send_json({"status": "ok" if model.ready else "loading"}, 200 if model.ready else 503)
         if model.api_key and headers.get("authorization") != f"Bearer {model.api_key}":
-            raise Refused(401, "authentication_error", "the bearer token is missing or wrong")
+            raise answers.Refused(401, "authentication_error", "the bearer token is missing or wrong")
         if path == "/stats":
             return self._send_json(model.stats)
         if not model.ready:
-            raise Refused(503, "unavailable_error", f"{model.name} is loading")
+            raise answers.Refused(503, "unavailable_error", f"{model.name} is loading")
         if model.plan.get("sleeps") and path in (*TURNS, "/is_sleeping"):
             return await self._turn(method, path)
-        if model.asleep:
-            raise Refused(503, "unavailable_error", f"{model.name} is asleep")
         if path == "/v1/models":
-            entry = {"id": model.name, "object": "model", "created": 0, "owned_by": "rayscheduler"}
-            return self._send_json({"object": "list", "data": [entry]})
+            return self._send_json({"object": "list", "data": answers.model_list(model.name, model.adapters)})
+        if model.asleep:
+            raise answers.Refused(503, "unavailable_error", f"{model.name} is asleep")
+        if path in ADAPTER_PATHS and model.plan["max_loras"]:
+            told = answers.asked(body)
+            if path == ADAPTER_PATHS[0]:
+                return self._send_text(model.load_adapter(str(told.get("lora_name")), str(told.get("lora_path"))))
+            return self._send_text(model.unload_adapter(str(told.get("lora_name"))))
         if path not in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
-            raise Refused(404, "not_found_error", f"there is no {path}")
+            raise answers.Refused(404, "not_found_error", f"there is no {path}")
         if method != "POST":
-            raise Refused(405, "invalid_request_error", f"{path} takes POST, not {method}")
-        asked = asked_of(body)
+            raise answers.Refused(405, "invalid_request_error", f"{path} takes POST, not {method}")
+        asked = answers.asked(body)
         with model.begin() as answer:
             if path == "/v1/embeddings":
-                model.fail_first_byte(text_of(asked.get("input")))
-                self._send_json(embeddings(model.name, asked))
+                model.fail_first_byte(answers.text_of(asked.get("input")))
+                self._send_json(answers.embeddings(model.called(asked.get("model")), asked))
             else:
                 await self._complete(answer.number, path == "/v1/chat/completions", asked)
         return None
@@ -270,23 +305,25 @@ class Connection(asyncio.Protocol):
     async def _turn(self, method: str, path: str) -> None:
         expected = "POST" if path in TURNS else "GET"
         if method != expected:
-            raise Refused(405, "invalid_request_error", f"{path} takes {expected}, not {method}")
+            raise answers.Refused(405, "invalid_request_error", f"{path} takes {expected}, not {method}")
         if path in TURNS:
             await self._model.turn(TURNS[path])
         self._send_json({"is_sleeping": self._model.asleep})
 
     async def _complete(self, number: int, chat: bool, asked: Mapping[str, Any]) -> None:
-        prompt = text_of(asked.get("messages") if chat else asked.get("prompt"))
+        prompt = answers.text_of(asked.get("messages") if chat else asked.get("prompt"))
         limit = asked.get("max_completion_tokens", asked.get("max_tokens"))
         if limit is not None and (not isinstance(limit, int) or limit < 0):
-            raise Refused(400, "invalid_request_error", "max_tokens takes a whole number")
-        shape = Shape(self._model.name, number, chat, streamed=bool(asked.get("stream")))
-        tokens = self._model.tokens(prompt, limit)
+            raise answers.Refused(400, "invalid_request_error", "max_tokens takes a whole number")
+        name = self._model.called(asked.get("model"))
+        shape = answers.Shape(name, number, chat, streamed=bool(asked.get("stream")))
+        tokens = self._model.tokens(name, prompt, limit)
         count, text = 0, ""
         if not shape.streamed:
             async for token in tokens:
                 count, text = count + 1, text + token
-            return self._send_json(shape.whole(text, finish(count, limit), usage(prompt, count)))
+            usage = answers.usage(prompt, count)
+            return self._send_json(shape.whole(text, answers.finish(count, limit), usage))
         async for token in tokens:
             if count == 0:
                 self._begin_stream(shape)
@@ -295,14 +332,14 @@ class Connection(asyncio.Protocol):
             await self._may_write.wait()
         if count == 0:
             self._begin_stream(shape)
-        self._send_events(shape.piece(None, finish(count, limit)))
+        self._send_events(shape.piece(None, answers.finish(count, limit)))
         if (asked.get("stream_options") or {}).get("include_usage"):
-            self._send_events({**shape.piece(None), "choices": [], "usage": usage(prompt, count)})
+            self._send_events({**shape.piece(None), "choices": [], "usage": answers.usage(prompt, count)})
         self._send_chunk(b"data: [DONE]\n\n")
         self._transport.write(b"0\r\n\r\n")
         return None
 
-    def _begin_stream(self, shape: Shape) -> None:
+    def _begin_stream(self, shape: answers.Shape) -> None:
         self._send_head(200, "text/event-stream", "Transfer-Encoding: chunked")
         self._send_events(*shape.opening())
 
@@ -315,7 +352,11 @@ class Connection(asyncio.Protocol):
         self._send_head(status, "application/json", f"Content-Length: {len(body)}")
         self._transport.write(body)
 
-    def _send_error(self, refused: Refused) -> None:
+    def _send_text(self, answer: str) -> None:
+        self._send_head(200, "text/plain", f"Content-Length: {len(answer.encode())}")
+        self._transport.write(answer.encode())
+
+    def _send_error(self, refused: answers.Refused) -> None:
         error = {"message": str(refused), "type": refused.kind, "param": None, "code": refused.status}
         self._send_json({"error": error}, refused.status)
 
@@ -325,25 +366,6 @@ class Connection(asyncio.Protocol):
 
     def _send_chunk(self, text: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(text), text))
-
-
-def _unchunked(rest: bytes) -> tuple[bytes, int]:
-    """The body sent in chunks and how many bytes it took; -1 while some of it is missing."""
-    body, at = b"", 0
-    while True:
-        line_end = rest.find(b"\r\n", at)
-        if line_end < 0:
-            return b"", -1
-        try:
-            size = int(rest[at:line_end].partition(b";")[0], 16)
-        except ValueError:
-            raise Refused(400, "invalid_request_error", "a chunk of the body has no size") from None
-        at = line_end + 2 + size + 2
-        if len(rest) < at:
-            return b"", -1
-        if size == 0:
-            return body, at
-        body += rest[line_end + 2 : at - 2]
 
 
 def resident_bytes() -> int:

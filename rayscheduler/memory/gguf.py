@@ -28,6 +28,7 @@ STRING_BYTES_MAX = 4 << 20
 KEPT_BYTES_MAX = 32 << 20  # strings and arrays of one header together
 METADATA_MAX = 65_536
 TENSORS_MAX = 1_000_000
+TENSOR_BYTES_MAX = 1 << 50  # where the file's size does not bound it
 DIMENSIONS_MAX = 4
 PARTS_MAX = 1_000
 
@@ -125,24 +126,27 @@ class GgufHeader:
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def read_header(path: str | Path) -> GgufHeader:
-    """The header of one file. GgufError: it is not a whole GGUF file. OSError: it cannot be read."""
+def read_header(path: str | Path, *, whole: bool = True) -> GgufHeader:
+    """The header of one file. GgufError: it is not a whole GGUF file. OSError: it cannot be read.
+
+    `whole` False: the tensors' data may be missing, as while a file is being fetched; the header may not.
+    """
     with io.FileIO(path) as file:
         file_bytes = os.fstat(file.fileno()).st_size
-        return _HeaderReader(file, file_bytes).read()
+        return _HeaderReader(file, file_bytes, whole).read()
 
 
-def read_parts(path: str | Path) -> tuple[tuple[Path, GgufHeader], ...]:
+def read_parts(path: str | Path, *, whole: bool = True) -> tuple[tuple[Path, GgufHeader], ...]:
     """The files of a model and their headers: one, or all parts of a split model given its first part.
 
     GgufError names the part that is wrong or missing, unless it is `path` itself.
     """
-    first = read_header(path)
+    first = read_header(path, whole=whole)
     paths = part_paths(Path(path), first)
     parts = [(paths[0], first)]
     for part in paths[1:]:
         try:
-            parts.append((part, read_header(part)))
+            parts.append((part, read_header(part, whole=whole)))
         except OSError as error:
             raise GgufError(f"its part {part.name} cannot be read: {error.strerror}") from error
         except GgufError as error:
@@ -168,8 +172,9 @@ def part_paths(path: Path, header: GgufHeader) -> tuple[Path, ...]:
 class _HeaderReader:
     """A cursor over the file that holds one block of it, and the grammar of a header."""
 
-    def __init__(self, file: io.FileIO, file_bytes: int) -> None:
+    def __init__(self, file: io.FileIO, file_bytes: int, whole: bool) -> None:
         self._file = file
+        self._whole = whole
         self._file_bytes = file_bytes
         self._block = b""
         self._block_start = 0  # offset of the block in the file
@@ -261,13 +266,15 @@ class _HeaderReader:
         """The tensors with offsets in the file, each of them within it and with room of its own."""
         for tensor in tensors:
             end = data_offset + tensor.offset + tensor.size_bytes
-            if end > self._file_bytes:
+            if not self._whole and tensor.size_bytes > TENSOR_BYTES_MAX:
+                raise GgufError(f"tensor {_shown(tensor.name)} has {tensor.size_bytes:,} bytes")
+            if self._whole and end > self._file_bytes:
                 raise GgufError(
                     f"it is cut short: tensor {_shown(tensor.name)} ends at byte {end:,}, "
                     f"the file has {self._file_bytes:,}"
                 )
             yield replace(tensor, offset=data_offset + tensor.offset)
-        if sum(tensor.size_bytes for tensor in tensors) > max(0, self._file_bytes - data_offset):
+        if self._whole and sum(tensor.size_bytes for tensor in tensors) > max(0, self._file_bytes - data_offset):
             raise GgufError("its tensors overlap")
 
     # the cursor
@@ -336,9 +343,14 @@ class _HeaderReader:
             self._need(_U64.size)
             block, at = self._block, self._at
             last = len(block) - _U64.size
-            while count and at <= last:
-                at += _U64.size + unpack(block, at)[0]
-                count -= 1
+            for done in range(count):
+                if at > last:
+                    count -= done
+                    break
+                (length,) = unpack(block, at)
+                at += 8 + length
+            else:
+                count = 0
             self._at = at
             if self._position > self._file_bytes:
                 raise GgufError(

@@ -139,7 +139,7 @@ def config_geometry(raw: Mapping[str, Any]) -> Geometry:
     rope_dim = config.get("qk_rope_head_dim", 64 if latent else 0)
     value_dim = config.get("v_head_dim", config.get("qk_nope_head_dim", 128))
     return Geometry(
-        architecture=str((raw.get("architectures") or [config.model_type or "unknown"])[0]),
+        architecture=_architecture(config),
         hidden=hidden,
         vocab=config.find("vocab"),
         heads=heads,
@@ -160,6 +160,11 @@ def config_geometry(raw: Mapping[str, Any]) -> Geometry:
         multimodal=any(raw.get(key) for key in OTHER_SENSES),
         dtype_bytes=dtype_bytes(config),
     )
+
+
+def _architecture(config: Config) -> str:
+    named = config.outer.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else config.model_type or "unknown"
 
 
 def dtype_bytes(config: Config) -> float:
@@ -217,9 +222,9 @@ def _layer(config: Config, index: int, count: int, hidden: int, heads: int, ff: 
     width = _shared_width(config) if experts else config.get("intermediate_size_mlp", ff)
     kind = _memory(config, index, count)
     state = _state(config, hidden)
+    if config.flat.get("hybrid_override_pattern") and kind is not Memory.NOTHING:
+        width = 0  # these have the feed-forward in layers of its own
     if kind is Memory.STATE:
-        if config.model_type == "nemotron_h" or config.flat.get("hybrid_override_pattern"):
-            width = 0
         return Layer(
             kind,
             conv_elements=state.conv,
@@ -275,7 +280,7 @@ def _memory(config: Config, index: int, count: int) -> Memory:
     if config.model_type in ("mamba", "mamba2", "falcon_mamba"):
         return Memory.STATE
     if config.get("linear_num_value_heads") or config.get("full_attention_interval"):  # qwen3-next
-        full = (index + 1) % config.get("full_attention_interval", 4) == 0
+        full = (index + 1) % (config.get("full_attention_interval") or 4) == 0
         return Memory.FULL if full else Memory.STATE
     if config.get("kv_lora_rank"):
         return Memory.LATENT

@@ -117,11 +117,11 @@ def estimate_llama_cpp(source: Path, ask: Ask) -> Estimate:
 
 
 def read_gguf(source: Path) -> list[GgufHeader]:
-    """The headers of all parts of a model. SourceError: the file is not a whole GGUF file."""
+    """The headers of all parts of a model; their data may be missing. SourceError: one is no GGUF file."""
     try:
-        return [header for _, header in read_parts(source)]
+        return [header for _, header in read_parts(source, whole=False)]
     except GgufError as error:
-        raise SourceError(f"{source} cannot be used: {error}; give a whole .gguf model") from error
+        raise SourceError(f"{source} cannot be used: {error}; give a .gguf model") from error
     except OSError as error:
         raise SourceError(f"{source} cannot be read: {error.strerror}; give the path of a .gguf file") from error
 
@@ -217,7 +217,7 @@ def _tensor_bytes(model: _Model) -> tuple[list[int], int]:
 def _projector(path: Path) -> dict[str, int]:
     """The encoder of another sense (tools/mtmd/clip.cpp): its weights, and the activations of its widest layer."""
     try:
-        header = read_header(path)
+        header = read_header(path, whole=False)
     except (GgufError, OSError) as error:
         raise SourceError(f"the projector {path} cannot be read: {error}; give the mmproj .gguf file") from error
     for sense in ("vision", "audio"):

@@ -59,7 +59,7 @@ def _layer_cache(layer: Layer, context_tokens: int) -> int:
 
 
 def _activation_bytes(geometry: Geometry, layers: list[Layer], tokens: int, element: float, last: bool) -> int:
-    """While one prompt is read: the widest moment of a layer, its cache copied as it grows; or the logits."""
+    """While one prompt is read: a layer's widest moment, with its cache copied as it grows; or the logits."""
     widest = max((layer.ff for layer in layers), default=0)
     if geometry.has_experts:
         widest = max(widest, geometry.expert_ff)  # experts run one after the other

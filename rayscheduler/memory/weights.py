@@ -30,11 +30,12 @@ WHOLE = re.compile(
     r"norm|\.gate\.|router|q_a_proj|kv_a_proj|\.g_idx$|rotary|(o_proj|down_proj|out_proj|c_proj|dense|w2)\.bias$"
 )
 BITS: Mapping[str, float] = {
-    **{"fp8": 8, "fbgemm_fp8": 8, "ptpc_fp8": 8, "mxfp4": 4.25, "awq": 4, "gptq": 4, "bitsandbytes": 4.5},
-    **{"marlin": 4, "awq_marlin": 4, "gptq_marlin": 4, "aqlm": 2, "quark": 8, "hqq": 4, "nvfp4": 4.5, "mxfp8": 8.25},
-    **{"experts_int8": 8, "int8": 8, "torchao": 8, "eetq": 8, "auto-round": 4},
+    **{"fp8": 8, "int8": 8, "quark": 8, "torchao": 8, "eetq": 8, "mxfp8": 8.25, "mxfp4": 4.25, "nvfp4": 4.5},
+    **{"awq": 4.125, "gptq": 4.125, "marlin": 4.125, "auto_round": 4.125, "hqq": 4.25, "bitsandbytes": 4.5},
+    **{"aqlm": 2.25},
 }
-GROUP_DEFAULT = 128
+GROUP_DEFAULT = 128  # weights that share a scale
+SCALE_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,7 @@ class Weights:
     def times(self, factor: float) -> Weights:
         """Every part of it by that factor: another type, or a total that is known better."""
         layers = tuple(
-            LayerBytes(layer.split * factor, layer.keys_values * factor, layer.whole * factor)
-            for layer in self.layers
+            LayerBytes(layer.split * factor, layer.keys_values * factor, layer.whole * factor) for layer in self.layers
         )
         return Weights(self.embedding * factor, self.output * factor, layers, self.rest * factor)
 
@@ -75,7 +75,7 @@ def read_weights(checkpoint: Checkpoint, geometry: Geometry, quantization: Mappi
         table = _from_tensors(checkpoint.tensors, geometry)
         if table is not None:
             return table
-    table = from_geometry(geometry, linear_bits(quantization))
+    table = from_geometry(geometry, linear_bits(quantization), experts_only=_method(quantization) == "mxfp4")
     if any(name.endswith("lm_head.weight") for name in checkpoint.names) and not table.output:
         table = replace(table, output=table.embedding)
     return _scaled(table, checkpoint.total_bytes, geometry, bool(quantization)) if checkpoint.total_bytes else table
@@ -85,22 +85,26 @@ def linear_bits(quantization: Mapping[str, Any]) -> float:
     """Bits of one weight of a linear layer with its share of scales and zero points; 0: not quantised."""
     if not quantization:
         return 0.0
-    method = str(quantization.get("quant_method") or quantization.get("quant_algo") or "").lower().replace("-", "_")
+    method = _method(quantization)
     bits = _number(quantization, "bits") or _number(quantization, "w_bit")
-    group = _number(quantization, "group_size") or _number(quantization, "q_group_size")
-    if method == "bitsandbytes" and quantization.get("load_in_8bit"):
-        return 8.0
+    group = _number(quantization, "group_size") or _number(quantization, "q_group_size") or GROUP_DEFAULT
+    if method == "bitsandbytes":
+        bits = 8.0 if quantization.get("load_in_8bit") else BITS[method]
     groups = quantization.get("config_groups")
-    if isinstance(groups, Mapping) and groups:
+    if isinstance(groups, Mapping) and groups:  # compressed-tensors
         first = next(iter(groups.values()))
         scheme = first.get("weights") if isinstance(first, Mapping) else None
         if isinstance(scheme, Mapping):
             bits, group = _number(scheme, "num_bits") or bits, _number(scheme, "group_size") or group
-    if not bits:
-        bits = next((value for name, value in BITS.items() if name in method.replace("nvfp4", "nvfp4")), 8.0)
-    if bits > 4 and bits != 8:
-        return float(bits)
-    return bits + (16.0 / (group if group > 0 else GROUP_DEFAULT) if bits < 8 else 0.0)
+    if not bits:  # the longest name first: fbgemm_fp8 is not fp8
+        names = sorted(BITS, key=len, reverse=True)
+        return next((BITS[name] for name in names if name in method), BITS["fp8"])
+    return bits + SCALE_BITS / group if bits < BITS["fp8"] else bits
+
+
+def _method(quantization: Mapping[str, Any]) -> str:
+    named = quantization.get("quant_method") or quantization.get("quant_algo") or ""
+    return str(named).lower().replace("-", "_")
 
 
 def _number(values: Mapping[str, Any], key: str) -> float:
@@ -108,16 +112,18 @@ def _number(values: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 0.0
 
 
-def from_geometry(geometry: Geometry, bits: float) -> Weights:
-    """The table by arithmetic. `bits` of a linear layer's weight; 0: of the model's own type."""
-    linear = bits / 8 if bits else geometry.dtype_bytes
+def from_geometry(geometry: Geometry, bits: float, *, experts_only: bool = False) -> Weights:
+    """The table by arithmetic. `bits` of a linear layer's weight, or of the experts alone; 0: the model's own type."""
+    expert = bits / 8 if bits else geometry.dtype_bytes
+    linear = geometry.dtype_bytes if experts_only else expert
     gates = 2 if NOT_GATED.search(geometry.architecture) else 3
     table = geometry.vocab * geometry.hidden * geometry.dtype_bytes
-    layers = tuple(_layer_bytes(geometry, layer, gates, linear) for layer in geometry.layers)
+    layers = tuple(_layer_bytes(geometry, layer, gates, linear, expert) for layer in geometry.layers)
     return Weights(table, 0.0 if geometry.tied else table, layers)
 
 
-def _layer_bytes(geometry: Geometry, layer: Layer, gates: int, linear: float) -> LayerBytes:
+def _layer_bytes(geometry: Geometry, layer: Layer, gates: int, linear: float, expert: float) -> LayerBytes:
+    """`linear` and `expert`: bytes of one weight of a plain matrix and of an expert's."""
     hidden, heads = geometry.hidden, geometry.heads
     split, keys_values, whole = 0.0, 0.0, 2.0 * hidden * geometry.dtype_bytes
     match layer.memory:
@@ -136,11 +142,11 @@ def _layer_bytes(geometry: Geometry, layer: Layer, gates: int, linear: float) ->
             split += layer.mixer_parameters
         case Memory.NOTHING:
             pass
-    split += gates * hidden * layer.ff
+    split_bytes = (split + gates * hidden * layer.ff) * linear
     if layer.experts:
-        split += geometry.experts * gates * hidden * geometry.expert_ff
+        split_bytes += geometry.experts * gates * hidden * geometry.expert_ff * expert
         whole += hidden * geometry.experts * geometry.dtype_bytes
-    return LayerBytes(split * linear, keys_values * linear, whole)
+    return LayerBytes(split_bytes, keys_values * linear, whole)
 
 
 def _scaled(table: Weights, total_bytes: int, geometry: Geometry, quantised: bool) -> Weights:

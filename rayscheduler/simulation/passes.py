@@ -175,9 +175,9 @@ def check_victims(book: Book, this: Pass) -> None:
         if loading is None or this.pending.keys() != {way} or any(len(v.placement.nodes) > 1 for v in victims):
             continue
         names = [victim.id for victim in victims]
+        wakes = book.replicas.get(way)
         if this.draining.intersection(names):
             continue  # chosen in an earlier pass, when other candidates were there
-        wakes = book.replicas.get(way)
         for victim in victims:
             others = [name for name in names if name != victim.id]
             settled = fits_awake(book, wakes, others) if wakes else could_load(book, loading.model, others)

@@ -32,6 +32,7 @@ class Watch:
         self._pass = Pass()
         self._draining: frozenset[ReplicaId] = frozenset()
         self._promised: frozenset[DeviceId] = frozenset()  # where replicas are pending
+        self._coming: frozenset[ModelName] = frozenset()  # of which models
         self._impatient_ms = -1  # the latest instant at which somebody was past patience
         self._owed: dict[ReplicaId, set[StopReason]] = {}
 
@@ -84,7 +85,7 @@ class Watch:
                     book.models[name].unloaded = False
                     book.silenced.discard(name)
                     there = [r for r in book.of_model(name) if r.comes_or_serves() and r.id not in this.draining]
-                    if not there:  # also where one is PENDING, which may be given up
+                    if not there and name not in self._coming:
                         book.wanted.setdefault(name, now_ms)
             case ev.RequestArrived():
                 self._arrive(event, now_ms)
@@ -225,6 +226,7 @@ class Watch:
         check_sleeps_first(book, this)
         passes.check_idle_hands(book, this, snapshot)
         self._draining = this.draining_after
+        self._coming = frozenset(r.model for r in this.pending.values())
         self._promised = frozenset(device for r in this.pending.values() for device in r.placement.devices)
 
     def _answer(self, request: RequestId) -> None:
@@ -267,7 +269,7 @@ class Watch:
         old, self.book = self.book, Book(self.book.settings)
         book = self.book
         book.ids_used, book.shutting_down = old.ids_used, False
-        self._draining, self._promised = frozenset(), frozenset()
+        self._draining, self._promised, self._coming = frozenset(), frozenset(), frozenset()
         self._impatient_ms = -1
         self._pass = Pass(now_ms, found)
         for event in found:

@@ -13,6 +13,8 @@ from rayscheduler.cluster.sizing import size_up
 from rayscheduler.engines import EngineRequest
 from rayscheduler.memory import digest
 from rayscheduler.memory.digest import digest_of
+from tests.engines import vllm_stand_in
+from tests.engines.golden import MODELS
 from tests.tiny_gguf import write_tiny_gguf
 
 MIB = 2**20
@@ -44,7 +46,7 @@ def test_what_the_catalog_says_counts(tiny: Path) -> None:
 
     assert cache(context_length=1024) == 2 * cache()
     assert cache(concurrency=3) == 3 * cache()
-    assert cache(args=("-ctk", "q8_0", "-ctv", "q8_0")) < cache()
+    assert cache(args=("-ctk", "q8_0", "-ctv", "q8_0")) == cache(kv_type="q8_0") < cache()
 
 
 def test_a_node_that_lends_its_ram_has_one_device_and_a_gpu_commits_at_once(tiny: Path) -> None:
@@ -53,6 +55,22 @@ def test_a_node_that_lends_its_ram_has_one_device_and_a_gpu_commits_at_once(tiny
     assert set(asked(tiny, (2, 4)).estimates) == {2, 4}, "over several nodes, if at all"
     on_gpus = asked(tiny, (0, 1, 2), on_host=False).estimates
     assert [estimate.certain_bytes > 0 for _, estimate in sorted(on_gpus.items())] == [True, False, False]
+
+
+def test_a_model_of_the_hub_is_looked_up_in_its_cache(tmp_path: Path) -> None:
+    """And the version is that of the environment that its engine runs in."""
+    python = vllm_stand_in.install(tmp_path / "venv", "0.33.0")
+    request = EngineRequest(
+        "a", "a#0", source="org/a", context_length=512, python=python, env={"HF_HOME": str(tmp_path)}
+    )
+    question = SizeQuestion("vllm", request, (1, 2), False)
+    assert size_up(question).problem == "org/a is not in the hub's cache of this machine"
+    snapshot = tmp_path / "hub" / "models--org--a" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text((MODELS / "llama-8b" / "config.json").read_text())
+    answer = size_up(question)
+    assert (answer.problem, answer.version) == ("", "0.33.0")
+    assert answer.estimates[1].parts_bytes["weights"] > 1.9 * answer.estimates[2].parts_bytes["weights"]
 
 
 def test_what_is_wrong_is_one_line(tiny: Path, tmp_path: Path) -> None:

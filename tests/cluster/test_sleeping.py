@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rayscheduler.cluster.adapters import Adapters
 from rayscheduler.cluster.agreement import HeldGroup, differences
 from rayscheduler.cluster.catalog import Catalog, core_model
 from rayscheduler.cluster.dispatch import Dispatch
@@ -19,6 +20,7 @@ from rayscheduler.cluster.mailbox import Mailbox
 from rayscheduler.cluster.membership import Membership
 from rayscheduler.cluster.names import device_group_name, replica_of_placement_group
 from rayscheduler.cluster.placement_groups import RayNode, bundles_of, device_bundle, runner_bundle
+from rayscheduler.cluster.progress import Progress
 from rayscheduler.cluster.recovery import Recovery
 from rayscheduler.cluster.reports import AgentReport, Measured, RunnerReport, RunnerState, Turn, Watched
 from rayscheduler.cluster.room import not_given_back
@@ -137,9 +139,10 @@ def test_what_is_ordered_of_the_executor() -> None:
     membership.inventories = lambda names: [GPU]  # type: ignore[method-assign]
     roster = Roster(mailbox, lambda replica: None, lambda replica: None, lambda report: dispatch.hold(report))
     figures = FigureBook(None, None, list, None, lambda name: None)  # type: ignore[arg-type]
-    dispatch = Dispatch(
-        LeaseBook(mailbox), roster, membership, Journal(), figures, orders.extend, lambda model: 0
-    )  # fmt: skip
+    leases = LeaseBook(mailbox)
+    adapters = Adapters(leases, roster, Progress())
+    books = (leases, roster, membership, Journal(), figures, adapters)
+    dispatch = Dispatch(*books, orders.extend, lambda model: 0)
     model = ModelName("org/a")
 
     dispatch.carry_out([StartReplica(A, model, AWAKE)], catalog(), 1)

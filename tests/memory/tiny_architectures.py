@@ -56,7 +56,8 @@ def write_model(path: Path, arch: str, dims: Dims) -> Path:
     if not dims.tied and "output_norm.weight" in tensors and not name.startswith("gemma"):
         table["output.weight"] = (dims.vocab, dims.hidden)
     for tensor, shape in {**table, **tensors}.items():
-        kind = np.float16 if len(shape) > 1 and "conv1d" not in tensor and "ssm_a" not in tensor else np.float32
+        small = len(shape) == 1 or any(part in tensor for part in ("bias", "norm", "conv1d", "ssm_a", "ssm_d"))
+        kind = np.float32 if small else np.float16
         writer.add_tensor(tensor, np.broadcast_to(np.zeros(1, kind), shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -199,7 +200,6 @@ def _deepseek2(dims: Dims) -> Model:
         "expert_feed_forward_length": dims.expert_ff,
         "expert_shared_count": 1,
         "expert_weights_scale": 1.0,
-        "vocab_size": dims.vocab,
     }
     tensors: dict[str, Shape] = {"output_norm.weight": (dims.hidden,)}
     for layer in range(dims.layers):

@@ -61,7 +61,7 @@ class FakeAllocator(Announcer):
         self.unreachable: list[tuple[str, str]] = []
         self.heartbeats: list[tuple[str, list[list[str]]]] = []
         self.verbs: list[tuple[str, str, object]] = []
-        self.state: dict[str, Any] = {"nodes": [], "replicas": [], "models": [], "queue": []}
+        self.state: dict[str, Any] = {"nodes": [], "replicas": [], "models": [], "adapters": [], "queue": []}
 
     def _call(self, method: str) -> None:
         self.announce()
