@@ -36,10 +36,15 @@ STATE_STYLE = {
     "STARTING": "cyan",
     "RUNNING": "green",
     "DRAINING": "yellow",
+    "SUSPENDING": "yellow",
+    "ASLEEP": "blue",
+    "ROUSED": "yellow",
+    "WAKING": "cyan",
     "STOPPING": "yellow",
     "STOPPED": "dim",
     "loaded": "green",
     "loading": "cyan",
+    "asleep": "blue",
     "unloaded": "dim",
     "backing_off": "red",
     "sizing": "cyan",
@@ -170,6 +175,8 @@ def _replicas(replicas: Sequence[Json]) -> Table:
     table = _table("Replicas", "replica", "state", "on", ">reserved", ">measured", ">leases", ">for", ">idle", "")
     for replica in replicas:
         notes = ["pinned"] if replica["pinned"] else []
+        if replica["state"] == "ASLEEP":
+            notes.append(f"{memory(replica['host_bytes'])} in host memory")
         if replica["adapters"]:
             notes.append(f"with {', '.join(replica['adapters'])}")
         if replica["makes_way_for"]:
@@ -235,7 +242,9 @@ def place(replica: Json) -> str:
 
 
 def _held(replica: Json) -> int:
-    return sum(replica["device_bytes"]) + int(replica["host_bytes"]) * len(replica["nodes"])
+    """What is reserved for it; of one that sleeps, on its devices: what it has of host memory is told apart."""
+    host_bytes = 0 if replica["state"] == "ASLEEP" else int(replica["host_bytes"]) * len(replica["nodes"])
+    return sum(replica["device_bytes"]) + host_bytes
 
 
 def first_line(text: str) -> str:

@@ -73,8 +73,11 @@ def phase_of(now: Mapping[str, Any], model: str) -> str:
     by_state = {r["state"]: r for r in replicas}
     if "STARTING" in by_state:
         return f"starts on {place(by_state['STARTING'])}"
-    if "PENDING" in by_state:
-        return f"waits for {', '.join(by_state['PENDING']['waits_for']) or 'others'} to make way"
+    if "WAKING" in by_state:
+        return f"wakes on {place(by_state['WAKING'])}"
+    for promised in ("PENDING", "ROUSED"):
+        if promised in by_state:
+            return f"waits for {', '.join(by_state[promised]['waits_for']) or 'others'} to make way"
     entry = next((m for m in now["models"] if m["name"] == model), None)
     if entry is not None and entry["state"] == "backing_off":
         return f"failed, is tried again in {duration(entry['backoff_s'])}"

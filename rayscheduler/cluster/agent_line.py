@@ -22,6 +22,7 @@ from rayscheduler.errors import EngineError
 
 MEMORY_BACK_S = 10.0
 ROOM_WITHIN_S = 30.0
+SHRUNK_WITHIN_S = 30.0
 RESTART_WITHIN_S = 60.0
 PAUSE_S = 0.5
 
@@ -48,6 +49,12 @@ class AgentLine:
         why_not = await self._ask("await_room", self._replica, dict(needed), ROOM_WITHIN_S)
         if why_not:
             raise EngineError(why_not)
+
+    async def await_shrunk(self, kept: Mapping[int, int]) -> None:
+        """Returns when it holds no more than that (bytes by device index). EngineError: it still does, and how much."""
+        holds_more = await self._ask("await_shrunk", self._replica, dict(kept), SHRUNK_WITHIN_S)
+        if holds_more:
+            raise EngineError(holds_more)
 
     async def memory_back(self, pids: list[int]) -> None:
         """A driver may take a moment to take back what a dead process held."""

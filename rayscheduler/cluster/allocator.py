@@ -27,6 +27,7 @@ from rayscheduler.cluster.event_log import EventLog, event_log_of
 from rayscheduler.cluster.executor import EngineEnded, Executor
 from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.figuring import Figuring
+from rayscheduler.cluster.hearing import Hearing
 from rayscheduler.cluster.housekeeping import Housekeeping
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
@@ -36,14 +37,14 @@ from rayscheduler.cluster.membership import Membership
 from rayscheduler.cluster.ports import accepts
 from rayscheduler.cluster.progress import Progress
 from rayscheduler.cluster.recovery import Recovery
-from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState, Verdict, Watched
+from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState, Turn, Verdict, Watched
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.cluster.status_view import status_of
 from rayscheduler.cluster.store import Store
 from rayscheduler.config.service import config_from_json
 from rayscheduler.core import events as ev
 from rayscheduler.core.explain import Verdict as PlanVerdict
-from rayscheduler.core.lifecycle import State
+from rayscheduler.core.lifecycle import COMING, State
 from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId, Snapshot
 
@@ -71,9 +72,9 @@ class Allocator:
         self._leases = LeaseBook(self._mailbox)
         self._membership = Membership()
         self._agents = Agents()
-        self._roster = Roster(self._mailbox, self._suspect, self._engine_ended)
+        self._roster = Roster(self._mailbox, self._suspect, self._engine_ended, self._hold)
         self._store = Store()
-        self._executor = Executor(self, self._store)
+        self._executor = Executor(Hearing(self._loop, self._roster, self._end), self._store)
         self._pins: dict[str, bool] = {}
         mailbox, nodes, leases, roster = self._mailbox, self._membership, self._leases, self._roster
         self._figuring = Figuring(mailbox, nodes, self._agents, roster, leases, self._store, self._snapshot, self._pins)
@@ -120,6 +121,7 @@ class Allocator:
             found = self._recovery.found(reports)
             for report in reports:
                 self._roster.adopt(report)
+                self._dispatch.hold(report)
                 self._adapters.found(report.launch.replica)
             for event in found:
                 for request, holder in event.leases.items():
@@ -349,12 +351,12 @@ class Allocator:
                 self._agents.warm_up(part.node_id)
         return self._roster.reported(report)
 
-    async def runner_orders(self, replica: ReplicaId, incarnation: str) -> Verdict:
-        """Waits until this runner has to end."""
+    async def runner_orders(self, replica: ReplicaId, incarnation: str, taken: Turn | None) -> Verdict | Turn:
+        """Waits until this runner has to end, to sleep or to wake. `taken`: its last turn."""
         if self._recovery is not None:
             return Verdict.ANNOUNCE
         await self._ready.wait()
-        return await self._roster.orders(replica, incarnation)
+        return await self._roster.orders(replica, incarnation, taken)
 
     async def runner_died(self, replica: ReplicaId, incarnation: str, node_id: str) -> None:
         if self._recovery is not None:
@@ -375,14 +377,6 @@ class Allocator:
         if node is not None:
             self._roster.measured(node.name, report.measured)
         return self._roster.watched(node_id)
-
-    # -- what the executor says, in its thread ----------------------------------------------------
-
-    def start_failed(self, replica: ReplicaId, detail: str) -> None:
-        self._loop.call_soon_threadsafe(self._roster.start_failed, replica, detail)
-
-    def group_gone(self, replica: ReplicaId) -> None:
-        self._loop.call_soon_threadsafe(self._roster.group_gone, replica)
 
     # -- by itself --------------------------------------------------------------------------------
 
@@ -405,12 +399,18 @@ class Allocator:
     def _engine_ended(self, replica: ReplicaId) -> None:
         self._executor.order([EngineEnded(replica)])
 
+    def _hold(self, report: RunnerReport) -> None:
+        self._dispatch.hold(report)
+
+    def _end(self, replica: ReplicaId) -> None:
+        self._spawn(self._housekeeping.end(replica))
+
     def _seen(self, name: ModelName) -> dict[str, Any]:
         snapshot = self._snapshot()
         model = next((model for model in snapshot.models if model.model.name == name), None)
         mine = [replica for replica in snapshot.replicas if replica.model == name]
         return {
-            "there": any(replica.state in (State.PENDING, State.STARTING, State.RUNNING) for replica in mine),
+            "there": any(replica.state in (*COMING, State.RUNNING) for replica in mine),
             "running": [replica.id for replica in mine if replica.state == State.RUNNING],
             "failures": model.failures if model else 0,
             "wanted": model is not None and model.wanted,

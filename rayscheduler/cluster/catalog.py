@@ -15,8 +15,8 @@ from rayscheduler.cluster.reports import Launch
 from rayscheduler.config.adapters import AdapterSection
 from rayscheduler.config.models import EngineName
 from rayscheduler.config.service import ModelEntry, ServiceConfig
-from rayscheduler.core.types import Model, ModelName, Placement, ReplicaId
-from rayscheduler.engines import EngineRequest
+from rayscheduler.core.types import Backend, Model, ModelName, Placement, ReplicaId, SleepTraits
+from rayscheduler.engines import EngineRequest, by_name
 
 STOP_GRACE_S = 10.0
 
@@ -67,6 +67,7 @@ class Catalog:
                 backend=node.backend.value,
                 node_count=len(placement.nodes),
                 node_rank=rank,
+                sleep=sleep_traits(entry) is not None and node.backend is not Backend.CPU and bool(taken),
             )
             requests.append(request)
         first, *further = requests
@@ -74,12 +75,29 @@ class Catalog:
 
 
 def core_model(entry: ModelEntry, bytes_by_count: Mapping[int, int]) -> Model:
-    """As the core has it. `bytes_by_count`: what is believed that it takes. No engine here can be told to sleep yet."""
-    model = replace(entry.to_model(), sleep=None)
+    """As the core has it. `bytes_by_count`: what is believed that it takes."""
+    model = replace(entry.to_model(), sleep=sleep_traits(entry))
     labels = dict(model.requirement.labels)
     if entry.engine is not EngineName.SIMULATED:
         labels[DEVICES_LABEL] = REAL
     return replace(model, requirement=replace(model.requirement, bytes_by_count=dict(bytes_by_count), labels=labels))
+
+
+def sleep_traits(entry: ModelEntry) -> SleepTraits | None:
+    """How its replicas sleep on GPUs, by default wherever the engine can; None: they do not.
+
+    On a node that lends its RAM nothing sleeps, and the core knows. Over several nodes nothing does either, and
+    as nobody knows before it is placed whether a model that may take several nodes will, it never sleeps.
+    """
+    if entry.across_nodes:
+        return None
+    backend = entry.requires.backend or Backend.NVIDIA
+    devices = (1,) * max(entry.device_counts, default=1)
+    request = EngineRequest(
+        **entry.engine_fields(), replica="", device_bytes=devices, backend=backend.value, sleep=entry.sleep.allowed
+    )
+    calls = by_name(entry.engine.value).sleep_calls(request)
+    return None if calls is None else entry.sleep.traits(calls.sleep_ms, calls.wake_ms, calls.residue_bytes)
 
 
 def _capacities(indices: Iterable[int], node: NodeInventory) -> tuple[int, ...]:

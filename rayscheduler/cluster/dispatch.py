@@ -5,19 +5,20 @@ Rules of this file: every decision goes into the journal and to exactly one plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from rayscheduler.cluster.adapters import Adapters
 from rayscheduler.cluster.catalog import Catalog
-from rayscheduler.cluster.executor import Order, Start, Stop
+from rayscheduler.cluster.executor import Hold, Order, Start, Stop
 from rayscheduler.cluster.figure_book import FigureBook
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, rejection
 from rayscheduler.cluster.membership import Membership
-from rayscheduler.cluster.placement_groups import RayNode, bundles_of
+from rayscheduler.cluster.placement_groups import RayNode, bundles_of, device_bundle, runner_bundle
+from rayscheduler.cluster.reports import RunnerReport, Turn
 from rayscheduler.cluster.roster import Roster
-from rayscheduler.core.decisions import Decision, Grant, Reject, StartReplica, StopReplica
+from rayscheduler.core.decisions import Decision, Grant, Reject, SleepReplica, StartReplica, StopReplica, WakeReplica
 from rayscheduler.core.types import ModelName, NodeName, Placement, RejectCode, ReplicaId, StopReason
 
 RETRY_AFTER_S = {
@@ -58,15 +59,19 @@ class Dispatch:
         nodes = self._membership.ray_nodes()
         for decision in decisions:
             self._journal.note(decision, serial)
-            if isinstance(decision, Grant):
-                self._grant(decision)
-            elif isinstance(decision, Reject):
-                self._reject(decision)
-            elif isinstance(decision, StopReplica):
-                orders.append(self._stop(decision))
-            else:
-                assert isinstance(decision, StartReplica), f"{decision}: no model of the catalog can sleep yet"
-                orders.append(self._start(decision, catalog, nodes))
+            match decision:
+                case Grant():
+                    self._grant(decision)
+                case Reject():
+                    self._reject(decision)
+                case StopReplica():
+                    orders.append(self._stop(decision))
+                case SleepReplica():
+                    self._roster.sleep(decision.replica, decision.nap, decision.keeps)
+                case WakeReplica():
+                    orders += self._wake(decision, nodes)
+                case StartReplica():
+                    orders.append(self._start(decision, catalog, nodes))
         if orders:
             self._order(orders)
 
@@ -119,7 +124,24 @@ class Dispatch:
         spare_bytes = figure.spare_bytes if figure is not None else 0
         launch = catalog.launch(decision.replica, model, place, inventories, key, spare_bytes)
         self._roster.start(launch)
-        return Start(launch, bundles_of(place, nodes))
+        if not launch.request.sleep:
+            return Start(launch, bundles_of(place, nodes))
+        hold = Hold(launch.replica, device_bundle(place, nodes))
+        return Start(launch, [runner_bundle(place, nodes)], hold)
+
+    def _wake(self, decision: WakeReplica, nodes: Mapping[NodeName, RayNode]) -> Iterator[Hold]:
+        """Its runner is told when Ray holds all of its devices' bytes again. Nothing where it has ended meanwhile,
+        which the core will hear."""
+        record = self._roster.records.get(decision.replica)
+        if record is not None and record.turn is not None and record.leaving_since_ms is None:
+            turn = Turn(False, decision.nap, record.turn.keeps)
+            yield Hold(decision.replica, device_bundle(decision.placement, nodes), turn)
+
+    def hold(self, report: RunnerReport) -> None:
+        """Have Ray hold what a replica has of its devices now: it has gone to sleep, or was adopted."""
+        nodes = self._membership.ray_nodes()
+        if report.launch.request.sleep and set(report.holds.nodes) <= nodes.keys():
+            self._order([Hold(report.launch.replica, device_bundle(report.holds, nodes), report.turn)])
 
     def _memory_key(self, model: ModelName, place: Placement, first: NodeInventory) -> str:
         """Under what it is kept what this replica takes. A pretended device says nothing of a real one."""

@@ -1,6 +1,8 @@
-"""What a runner and its followers do for the engine on their node: await its turn, start it, and end it for good.
+"""What a runner and its followers do for the engine on their node: await its turn, start it, put it to sleep and wake
+it, and end it for good.
 
-Rules of this file: an engine has ended when its processes are gone and its memory is back. Another that profiles
+Rules of this file: an engine has ended when its processes are gone and its memory is back, and sleeps when it says
+so and what it does not keep of its memory is back. Another that profiles
 free memory may start on its devices when this one is ready, or gone.
 """
 
@@ -17,8 +19,11 @@ from rayscheduler.cluster.agent_line import AgentLine
 from rayscheduler.core.types import ReplicaId
 from rayscheduler.engines import EngineRequest, by_name
 from rayscheduler.engines.process import EngineProcess, log_file_name
+from rayscheduler.engines.protocol import Call
+from rayscheduler.errors import EngineError
 
 LOG_LINES = 20
+TOLD_WITHIN_S = 1.0  # that an engine has ended is known so soon after it has
 
 
 class EngineHost:
@@ -45,6 +50,49 @@ class EngineHost:
         """Start it; it is not ready yet. EngineError: it is not installed, or cannot serve this."""
         self._engine = await asyncio.to_thread(self._start, request)
         return self._engine
+
+    async def sleep(self, keeps: Mapping[int, int], limit_s: float) -> None:
+        """Returns when it sleeps, and holds no more of its devices than it `keeps` (bytes by index). EngineError: it
+        does not go to sleep within the time, ends, or holds more."""
+        await self._ask("sleep", limit_s)
+        if self._on_devices:
+            await self._agent.await_shrunk(keeps)
+
+    async def wake(self, keeps: Mapping[int, int], limit_s: float) -> None:
+        """Returns when it answers again. EngineError: what it does not `keep` is not free, it does not wake within the
+        time, or ends."""
+        if self._on_devices:
+            more = {index: size - keeps.get(index, 0) for index, size in self._needed.items()}
+            await self._agent.await_room(more)
+        await self._ask("wake", limit_s)
+
+    @property
+    def _on_devices(self) -> bool:
+        return self._engine is not None and bool(self._engine.request.visible_devices)
+
+    async def _ask(self, what: str, limit_s: float) -> None:
+        engine = self._engine
+        calls = self._kind.sleep_calls(engine.request) if engine is not None else None
+        if engine is None or calls is None:
+            raise EngineError("the engine was started without the means to sleep")
+        call: Call = calls.sleep if what == "sleep" else calls.wake
+        asked, ended = asyncio.ensure_future(engine.call(call)), asyncio.ensure_future(engine.wait_exit())
+        try:
+            await asyncio.wait({asked, ended}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done() and asked.exception() is not None:
+                await asyncio.wait({ended}, timeout=TOLD_WITHIN_S)
+            if ended.done():
+                raise EngineError("the engine " + await end_in_words(engine))
+            if not asked.done():
+                raise EngineError(f"the engine did not {what} within {limit_s:g} s")
+            answer = asked.result()
+        except (OSError, ValueError) as problem:
+            raise EngineError(f"the engine did not {what}: {problem}") from None
+        finally:
+            asked.cancel()
+            ended.cancel()
+        if not answer.ok:
+            raise EngineError(f"the engine did not {what}: HTTP {answer.status} from {call.path}: {answer.text[:200]}")
 
     async def end(self, grace_s: float) -> None:
         """End it, if there is one; returns when it is gone and its memory is back."""

@@ -1,4 +1,5 @@
-"""What the agent of a node does for engines that are about to start there: turns, and memory that is really back.
+"""What the agent of a node does for engines that are about to start there: turns, and memory that is really back,
+also from engines that have gone to sleep.
 
 Rules of this file: a turn ends when its runner says so or dies. An agent that was restarted learns from the
 allocator's first answer who has a turn; those who waited ask again.
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rayscheduler.cluster.deaths import Deaths
 from rayscheduler.cluster.reports import AgentReport, Watched
-from rayscheduler.cluster.room import in_words, lost, shortages
+from rayscheduler.cluster.room import in_words, lost, not_given_back, shortages
 from rayscheduler.cluster.start_turns import StartTurns
 from rayscheduler.core.types import ReplicaId
 
@@ -69,5 +70,18 @@ class EngineStarts:
                 return ""
             if waited_s >= timeout_s:
                 return in_words(short[0], report, replica, watched, waited_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)
+
+    async def await_shrunk(self, replica: ReplicaId, kept: Mapping[int, int], timeout_s: float) -> str:
+        """Wait until it holds no more than `kept` (bytes by device index). "", or after the time how much it does."""
+        begun_s = time.monotonic()
+        pause_s = FIRST_LOOK_S
+        while True:
+            watched = self._watched()
+            report = await asyncio.to_thread(self._take_reading, watched)
+            too_much = not_given_back(report, replica, kept, watched)
+            if not too_much or time.monotonic() - begun_s >= timeout_s:
+                return too_much
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_PAUSE_MAX_S)

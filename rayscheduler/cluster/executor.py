@@ -1,6 +1,8 @@
 """The executor: the only caller of Serve. It starts and deletes runners' applications and sees them gone.
 
     start:  one `serve.run_many` for all that is to be started at once; does not wait for them
+    hold:   for one that can sleep, a placement group of its devices' bytes beside its runner's: before it starts,
+            when it has gone to sleep, and before it wakes. The one before it is removed, then look until it is there
     stop:   `serve.delete` without waiting; once the engine is gone, its placement group is removed. Then
             look, from every 10 ms up, until Ray holds none for it; where a runner may have been restarted
             in place, until Serve has forgotten it, too, or surely does nothing for it any more.
@@ -15,7 +17,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,10 +25,10 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from rayscheduler.cluster.agreement import held_groups, remove_group
-from rayscheduler.cluster.names import RUNNER_DEPLOYMENT, app_name, replica_of_app
+from rayscheduler.cluster.agreement import HeldGroup, held_groups, make_group, remove_group
+from rayscheduler.cluster.names import RUNNER_DEPLOYMENT, app_name, device_group_name, replica_of_app
 from rayscheduler.cluster.placement_groups import Bundle, serve_options
-from rayscheduler.cluster.reports import Launch
+from rayscheduler.cluster.reports import Launch, Turn
 from rayscheduler.cluster.runner import Runner
 from rayscheduler.cluster.store import Store
 from rayscheduler.core.types import ReplicaId
@@ -36,6 +38,7 @@ FORCE_AFTER_S = 1.5  # for Serve to end a runner that it may just be restarting;
 SETTLED_AFTER_S = 3.0  # thirty rounds of Serve's control loop
 DELETE_AGAIN_S = 10.0  # a Serve controller that was restarting may have lost it
 TRIES_S = 15.0  # for as long Serve's controller may be restarting
+HOLD_WITHIN_S = 60.0  # what is to be held is free, says the ledger; Ray needs some milliseconds
 
 GIVEN_UP = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
@@ -49,11 +52,33 @@ class Heard(Protocol):
 
     def group_gone(self, replica: ReplicaId) -> None: ...
 
+    def devices_held(self, replica: ReplicaId, turn: Turn | None) -> None: ...
+
+    def hold_failed(self, replica: ReplicaId, detail: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Have Ray hold this of its devices for a replica that can sleep, and nothing else. `turn`: what that is for,
+    if it is not for its load."""
+
+    replica: ReplicaId
+    bundle: Bundle
+    turn: Turn | None = None
+
+    @property
+    def name(self) -> str:
+        asleep = self.turn is not None and self.turn.asleep
+        return device_group_name(self.replica, f"asleep-{self.turn.nap}" if self.turn and asleep else "awake")
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
+    """`bundles`: of its runner. `hold`: what has to be held first, if it can sleep."""
+
     launch: Launch
     bundles: Sequence[Bundle]
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +96,16 @@ class EngineEnded:
     replica: ReplicaId
 
 
-Order = Start | Stop | EngineEnded
+Order = Start | Stop | EngineEnded | Hold
+
+
+@dataclass
+class Holding:
+    """Ray does not hold it yet. `start` waits for that."""
+
+    hold: Hold
+    until_s: float
+    start: Start | None = None
 
 
 @dataclass
@@ -97,6 +131,8 @@ class Executor:
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self.order(orders)
         self._leaving: dict[ReplicaId, Leaving] = {}
+        self._holding: dict[ReplicaId, Holding] = {}
+        self._freeing: set[ReplicaId] = set()  # their engines are gone, their devices are to be given back
         self._ended_s: dict[ReplicaId, float] = {}  # when the engine of one that leaves was gone
         self._look_pause_s = FIRST_LOOK_S
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
@@ -121,8 +157,9 @@ class Executor:
                 starts = [order for order in orders if isinstance(order, Start)]
                 self._stop(stops)
                 self._note_ends([order.replica for order in orders if isinstance(order, EngineEnded)])
+                self._hold([order for order in orders if isinstance(order, Hold)])
                 self._start([start for start in starts if start.launch.replica not in stopped])
-                self._look_for_exits()
+                self._look()
             except Exception:
                 logger.exception("the executor failed; it goes on")
                 time.sleep(LOOK_PAUSE_MAX_S)
@@ -131,7 +168,8 @@ class Executor:
         """All orders that are there; waits for one, or until it is time to look for exits. None: the end."""
         orders: list[Order] = []
         try:
-            order = self._orders.get(timeout=self._look_pause_s if self._leaving else None)
+            looks = self._leaving or self._holding or self._freeing
+            order = self._orders.get(timeout=self._look_pause_s if looks else None)
             while order is not None:
                 orders.append(order)
                 order = self._orders.get_nowait()
@@ -143,12 +181,14 @@ class Executor:
         """An engine that ends by itself does so before it is stopped."""
         for replica in replicas:
             self._ended_s[replica] = time.monotonic()
+            self._freeing.add(replica)
             self._look_pause_s = FIRST_LOOK_S
 
     def _stop(self, stops: Sequence[Stop]) -> None:
         for stop in stops:
             leaving = Leaving(app_name(stop.replica), stop.clean)
             self._leaving[stop.replica] = leaving
+            self._holding.pop(stop.replica, None)
             self._look_pause_s = FIRST_LOOK_S
             self._delete(leaving)
 
@@ -160,7 +200,19 @@ class Executor:
         except Exception:
             logger.exception("Serve did not delete %s; it will be asked again", leaving.app)
 
+    def _hold(self, holds: Iterable[Hold], start: Start | None = None) -> None:
+        for hold in holds:
+            if hold.replica not in self._leaving:
+                self._holding[hold.replica] = Holding(hold, time.monotonic() + HOLD_WITHIN_S, start)
+                self._look_pause_s = FIRST_LOOK_S
+
     def _start(self, starts: Sequence[Start]) -> None:
+        for start in starts:
+            if start.hold is not None:
+                self._hold([start.hold], start)
+        self._run([start for start in starts if start.hold is None])
+
+    def _run(self, starts: Sequence[Start]) -> None:
         if not starts:
             return
         try:
@@ -178,16 +230,59 @@ class Executor:
             for start in starts:
                 self._heard.start_failed(start.launch.replica, f"Ray Serve did not start its runner: {problem}")
 
-    def _look_for_exits(self) -> None:
-        if not self._leaving:
+    def _look(self) -> None:
+        if not (self._leaving or self._holding or self._freeing):
             return
         groups = held_groups()
+        for replica in self._freeing:
+            self._remove(group for group in groups.get(replica, ()) if group.is_of_devices)
+        self._freeing.clear()
+        self._look_for_holds(groups)
+        self._look_for_exits(groups)
+        self._look_pause_s = min(1.5 * self._look_pause_s, LOOK_PAUSE_MAX_S)
+
+    def _look_for_holds(self, groups: Mapping[ReplicaId, Sequence[HeldGroup]]) -> None:
+        ready: list[Start] = []
+        for replica, holding in list(self._holding.items()):
+            hold, start = holding.hold, holding.start
+            held = [group for group in groups.get(replica, ()) if group.is_of_devices]
+            self._remove(group for group in held if group.name != hold.name)
+            mine = next((group for group in held if group.name == hold.name), None)
+            if mine is not None and mine.state == "CREATED":
+                del self._holding[replica]
+                if start is not None:
+                    ready.append(start)
+                else:
+                    self._heard.devices_held(replica, hold.turn)
+            elif time.monotonic() > holding.until_s:
+                del self._holding[replica]
+                self._remove(held)
+                self._not_held(hold, start)
+            elif mine is None:
+                self._make(hold)
+        self._run(ready)
+
+    def _make(self, hold: Hold) -> None:
+        try:
+            make_group(hold.name, hold.bundle)
+        except Exception:
+            logger.exception("Ray did not take the placement group of %s; it will be asked again", hold.replica)
+
+    def _not_held(self, hold: Hold, start: Start | None) -> None:
+        wanted = ", ".join(f"{amount:g} of {name}" for name, amount in hold.bundle.resources.items())
+        detail = f"Ray did not hold {wanted} for {hold.replica} within {HOLD_WITHIN_S:g} s; `ray status` says who does"
+        if start is not None:
+            self._heard.start_failed(hold.replica, detail)
+        else:
+            self._heard.hold_failed(hold.replica, detail)
+
+    def _look_for_exits(self, groups: Mapping[ReplicaId, Sequence[HeldGroup]]) -> None:
         apps: frozenset[ReplicaId] | None = None
         for replica, leaving in list(self._leaving.items()):
             if time.monotonic() > leaving.deleted_s + DELETE_AGAIN_S:
                 self._delete(leaving)
             if held := groups.get(replica):
-                self._force(replica, leaving, [group.id for group in held])
+                self._force(replica, leaving, held)
                 continue
             if not leaving.clean and not leaving.settled:
                 apps = listed_replicas() if apps is None else apps
@@ -196,18 +291,24 @@ class Executor:
             del self._leaving[replica]
             self._ended_s.pop(replica, None)
             self._heard.group_gone(replica)
-        self._look_pause_s = min(1.5 * self._look_pause_s, LOOK_PAUSE_MAX_S)
 
-    def _force(self, replica: ReplicaId, leaving: Leaving, groups: Iterable[str]) -> None:
+    def _force(self, replica: ReplicaId, leaving: Leaving, groups: Sequence[HeldGroup]) -> None:
         """To remove its placement group ends a runner. Serve does that too, but takes three rounds of its control
-        loop, and half a minute where HAProxy might still send requests; a runner gets none."""
+        loop, and half a minute where HAProxy might still send requests; a runner gets none. Where the runner's is gone,
+        the one of its devices is left behind."""
+        if all(group.is_of_devices for group in groups):
+            self._remove(groups)
+            return
         ended_s = self._ended_s.get(replica)
         patience_s = 0.0 if leaving.clean else FORCE_AFTER_S
         if ended_s is None or leaving.forced or time.monotonic() < ended_s + patience_s:
             return
         leaving.forced = True
+        self._remove(groups)
+
+    def _remove(self, groups: Iterable[HeldGroup]) -> None:
         for group in groups:
-            remove_group(group)
+            remove_group(group.id)
 
 
 def listed_replicas() -> frozenset[ReplicaId]:

@@ -11,8 +11,10 @@ from typing import Any
 
 from rayscheduler.cluster.figure_book import FigureBook
 from rayscheduler.cluster.journal import Journal
+from rayscheduler.core.lifecycle import State
 from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import ModelName
+from rayscheduler.core.words import sized
 from rayscheduler.simulation.simulate import plan_object
 
 LAST_DECISIONS = 20
@@ -50,7 +52,9 @@ def explain(
     if replica is not None:
         waits = f", waits for the exit of {', '.join(replica.waits_for)}" if replica.waits_for else ""
         way = f", makes way for {replica.makes_way_for}" if replica.makes_way_for else ""
-        state = f"{replica.state} on {', '.join(replica.placement.devices or replica.placement.nodes)}{waits}{way}"
+        rests = f", {sized(replica.holds.host_bytes)} in host memory" if replica.state == State.ASLEEP else ""
+        where = ", ".join(replica.placement.devices or replica.placement.nodes)
+        state = f"{replica.state} on {where}{rests}{waits}{way}"
         return _told(subject, "replica", replica.model, state, None, decisions)
     if waiting is not None:
         ahead = sum(1 for w in snapshot.waiting if w.model == waiting.model and w.arrived_ms < waiting.arrived_ms)

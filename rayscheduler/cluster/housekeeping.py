@@ -70,7 +70,8 @@ class Housekeeping:
         for replica, problem in (await self._start_problems()).items():
             self._roster.start_failed(replica, problem)
         for replica in self._roster.hung():
-            await self._end_hung(replica)
+            logger.warning("the runner of %s hangs; it is killed", replica)
+            await self.end(replica)
 
     async def mend_strays(self) -> None:
         """Once it is known what runs, for ever: delete what Ray holds for two rounds for nobody that we know."""
@@ -113,11 +114,11 @@ class Housekeeping:
                 problems.setdefault(replica, f"{what}; `ray list actors` and `serve status` may say why")
         return problems
 
-    async def _end_hung(self, replica: ReplicaId) -> None:
-        report = self._roster.records[replica].report
-        if report is not None:
-            logger.warning("the runner of %s hangs; it is killed", replica)
-            await self._agents.kill(report.own_part)
+    async def end(self, replica: ReplicaId) -> None:
+        """End a replica by its runner's end, which its node's agent will tell."""
+        record = self._roster.records.get(replica)
+        if record is not None and record.report is not None:
+            await self._agents.kill(record.report.own_part)
 
     def _lives(self, node_id: str) -> bool:
         node = self._membership.nodes.get(node_id)

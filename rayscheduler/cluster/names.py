@@ -14,6 +14,7 @@ ALLOCATOR = "allocator"
 GATEWAY_APP = "rayscheduler"
 RUNNER_DEPLOYMENT = "Runner"
 APP_PREFIX = "rs-replica:"
+DEVICE_GROUP = "rayscheduler"
 KV_NAMESPACE = b"rayscheduler"
 
 SIMULATED_RESOURCE = "simulated-devices"
@@ -55,9 +56,20 @@ def placement_group_prefix(app: str) -> str:
     return f"SERVE_REPLICA::{app}#{RUNNER_DEPLOYMENT}#"
 
 
+def device_group_name(replica: ReplicaId, what: str) -> str:
+    """The placement group of the devices' bytes of a replica that can sleep. `what`: `awake`, or `asleep-NAP`."""
+    return f"{DEVICE_GROUP}::{what}::{replica}"
+
+
+def is_device_group(name: str) -> bool:
+    return name.startswith(f"{DEVICE_GROUP}::")
+
+
 def replica_of_placement_group(name: str) -> ReplicaId | None:
     """The replica that a placement group belongs to; None if it is not one of ours."""
     kind, _, rest = name.partition("::")
+    if kind == DEVICE_GROUP:
+        return ReplicaId(rest.partition("::")[2])
     app, mark, _ = rest.rpartition(f"#{RUNNER_DEPLOYMENT}#")
     return replica_of_app(app) if kind == "SERVE_REPLICA" and mark else None
 

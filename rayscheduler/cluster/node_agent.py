@@ -83,6 +83,10 @@ class NodeAgent:
         """Wait until so many bytes are free on these devices: "", or after the time why they are not."""
         return await self._starts.await_room(replica, needed, timeout_s)
 
+    async def await_shrunk(self, replica: ReplicaId, kept: Mapping[int, int], timeout_s: float) -> str:
+        """Wait until it holds no more than that on these devices: "", or after the time how much it does."""
+        return await self._starts.await_shrunk(replica, kept, timeout_s)
+
     async def memory_back(self, pids: Sequence[int], timeout_s: float) -> bool:
         """Whether no GPU counts any of these dead processes any more, within the time."""
         gone = set(pids)

@@ -1,5 +1,8 @@
 """A placement as Ray holds it: one bundle per node, with exactly the ledger's bytes of each device.
 
+One that can sleep has two groups: its runner's, with its cpus, for as long as it lives, and one of its devices' bytes,
+which is replaced when it has gone to sleep and before it wakes, since Ray's groups cannot shrink or grow.
+
 Rules of this file: pure. A bundle asks for bytes / 2^20 rounded *down* at the fourth decimal, Ray's
 smallest unit, so that the bundles of a device never exceed its total where the ledger's bytes do not.
 """
@@ -7,7 +10,7 @@ smallest unit, so that the bundles of a device never exceed its total where the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rayscheduler.cluster.names import NODE_ID_LABEL, resource_name
 from rayscheduler.core.types import Backend, NodeName, Placement
@@ -42,6 +45,18 @@ def mib_of(size_bytes: int) -> float:
 def bundles_of(placement: Placement, nodes: Mapping[NodeName, RayNode]) -> tuple[Bundle, ...]:
     """The bundles of a replica, in the order of the placement's nodes."""
     return tuple(_bundle(name, nodes[name], placement) for name in placement.nodes)
+
+
+def runner_bundle(placement: Placement, nodes: Mapping[NodeName, RayNode]) -> Bundle:
+    """What the runner of a replica that can sleep has for itself."""
+    (bundle,) = bundles_of(replace(placement, devices=(), device_bytes=()), nodes)
+    return bundle
+
+
+def device_bundle(placement: Placement, nodes: Mapping[NodeName, RayNode]) -> Bundle:
+    """What a replica that can sleep has of its devices: of its vector awake, or asleep."""
+    (bundle,) = bundles_of(replace(placement, host_bytes=0, millicpus=0), nodes)
+    return bundle
 
 
 def bytes_on(placement: Placement, node: NodeName) -> dict[int, int]:

@@ -28,7 +28,7 @@ from rayscheduler.core.types import HolderId, ReplicaId, RequestId
 LIMIT_S = 20.0
 HOLDERS_S = 2.5  # a heartbeat comes each second
 LOOK_EVERY_S = 0.05
-ALIVE = (RunnerState.ANNOUNCED, RunnerState.QUEUED, RunnerState.LOADING, RunnerState.RUNNING)
+ENDED = (RunnerState.FAILED, RunnerState.CRASHED, RunnerState.STOPPED)
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +56,13 @@ class Recovery:
         """Waits until all is said, and for the end of what cannot be adopted; the reports of what can."""
         begun_s = time.monotonic()
         await _until(lambda: bool(membership.nodes) and not membership.awaited(), begun_s + LIMIT_S)
-        listed = await asyncio.to_thread(_seen_in_ray)
-        if not listed:
+        listed, seen = await asyncio.to_thread(_with_runner), await asyncio.to_thread(_seen_in_ray)
+        if not seen:
             return []
         await _until(lambda: listed <= self.reports.keys() | self.dead, begun_s + LIMIT_S)
         await _until(lambda: False, begun_s + HOLDERS_S)
         alive = {name: report for name, report in self.reports.items() if self._lives(report, membership)}
-        lost = sorted(listed - alive.keys())
+        lost = sorted((listed | seen) - alive.keys())
         if lost:
             logger.warning("not adopted, but deleted: %s", ", ".join(lost))
             executor.order(Stop(replica, clean=False) for replica in lost)
@@ -79,13 +79,29 @@ class Recovery:
         joined = {node.node_id: node.name for node in membership.nodes.values() if node.joined}
         names = report.launch.placement.nodes
         homes = [joined.get(part.node_id) for part in report.parts]  # without followers that are not there yet
-        return report.state in ALIVE and set(names) <= set(joined.values()) and homes == list(names[: len(homes)])
+        return report.state not in ENDED and set(names) <= set(joined.values()) and homes == list(names[: len(homes)])
 
 
 def _found(report: RunnerReport, leases: dict[RequestId, HolderId]) -> ReplicaFound:
     launch = report.launch
     running = report.state is RunnerState.RUNNING
-    return ReplicaFound(launch.replica, launch.model, launch.placement, running, leases if running else {})
+    turn = report.turn
+    return ReplicaFound(
+        launch.replica,
+        launch.model,
+        launch.placement,
+        running,
+        leases if running else {},
+        rest=report.rest,
+        keeps=turn.keeps if turn else None,
+        nap=turn.nap if turn else 0,
+    )
+
+
+def _with_runner() -> frozenset[ReplicaId]:
+    """The replicas that have a runner, or may be about to have one."""
+    held = held_groups().items()
+    return listed_replicas() | {name for name, groups in held if not all(group.is_of_devices for group in groups)}
 
 
 def _seen_in_ray() -> frozenset[ReplicaId]:

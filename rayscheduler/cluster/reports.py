@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rayscheduler.cluster.inventory import NodeInventory
-from rayscheduler.core.types import ModelName, Placement, ReplicaId, Word
+from rayscheduler.core.types import ModelName, Placement, ReplicaId, Rest, Word
 from rayscheduler.engines.protocol import EngineRequest
 
 
@@ -20,6 +20,9 @@ class RunnerState(Word):
     QUEUED = "queued"  # it waits for its turn to start the engine, or for memory that is not back yet
     LOADING = "loading"
     RUNNING = "running"
+    SUSPENDING = "suspending"  # the engine was told to sleep
+    ASLEEP = "asleep"  # it sleeps, and its devices have back what it does not keep
+    WAKING = "waking"  # it was told to wake; then it is RUNNING again
     FAILED = "failed"  # the engine never became ready, and is gone
     CRASHED = "crashed"  # the engine ended unasked, and is gone
     STOPPED = "stopped"  # the engine was asked to end, and is gone with its memory
@@ -31,6 +34,16 @@ class Verdict(Word):
     GO = "go"  # start the engine, or carry on
     STAND_DOWN = "stand_down"  # end the engine, if there is one, and start none
     ANNOUNCE = "announce"  # who are you? report again, in full
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a runner is told about sleep: to sleep, or to be awake again. `nap` and `keeps` as the core's `SleepReplica`
+    had them. Each is taken once, however often it is told."""
+
+    asleep: bool
+    nap: int
+    keeps: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,8 @@ class RunnerReport:
 
     `incarnation`: differs for each process that Serve starts for the same replica. `detail`: why it
     FAILED or CRASHED, with the end of the engine's log. `held_elsewhere_bytes`: what a process that is not
-    the engine's, such as a daemon that hosts several models, holds for it.
+    the engine's, such as a daemon that hosts several models, holds for it. `turn`: the last that it has taken;
+    `turn_ms`: how long that took, once it is done.
     """
 
     launch: Launch
@@ -94,6 +108,17 @@ class RunnerReport:
     runner_started: int = 0
     followers: tuple[Part, ...] = ()
     held_elsewhere_bytes: int = 0
+    turn: Turn | None = None
+    turn_ms: int = 0
+
+    @property
+    def rest(self) -> Rest:
+        return _RESTS.get(self.state, Rest.AWAKE)
+
+    @property
+    def holds(self) -> Placement:
+        """What it has of its devices: asleep, what it keeps."""
+        return self.turn.keeps if self.turn and self.state is RunnerState.ASLEEP else self.launch.placement
 
     @property
     def own_part(self) -> Part:
@@ -103,6 +128,13 @@ class RunnerReport:
     def parts(self) -> tuple[Part, ...]:
         """On all its nodes, in the order of the placement's."""
         return (self.own_part, *self.followers)
+
+
+_RESTS = {
+    RunnerState.SUSPENDING: Rest.SUSPENDING,
+    RunnerState.ASLEEP: Rest.ASLEEP,
+    RunnerState.WAKING: Rest.WAKING,
+}
 
 
 @dataclass(frozen=True, slots=True)

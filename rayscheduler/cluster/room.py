@@ -16,6 +16,7 @@ from rayscheduler.cluster.reports import AgentReport, ForeignProcess, Watched
 from rayscheduler.core.types import ReplicaId
 from rayscheduler.core.words import sized
 
+MIB = 2**20
 NAMED_MAX = 3  # programs that are named; of more, only how many
 
 
@@ -46,6 +47,24 @@ def shortages(
 def lost(report: AgentReport, needed: Mapping[int, int]) -> dict[int, str]:
     """Those of the devices that cannot be used, and why."""
     return {index: report.inventory.missing[index] for index in needed if index in report.inventory.missing}
+
+
+def not_given_back(report: AgentReport, replica: ReplicaId, kept: Mapping[int, int], watched: Sequence[Watched]) -> str:
+    """What one that sleeps still holds beyond `kept` (bytes by index), in words; "": nothing, or nobody can tell.
+
+    Where the driver does not tell what its processes hold, the engine is believed: whoever starts next on its devices
+    waits for free memory all the same.
+    """
+    if not any(each.replica == replica and each.engine_pid for each in watched):
+        return f"the agent of its node does not know {replica} yet, and cannot say what it holds"
+    for index, size in sorted(kept.items()):
+        held = _held(report, replica, index)
+        if held is not None and held > size + READING_STEP_BYTES:
+            return (
+                f"{replica} still holds {sized(held)} of device {index} asleep, where it should keep no more than "
+                f"{sized(size)}; say so in the catalog, as sleep: {{residue: {-(-held // MIB)}MiB}}"
+            )
+    return ""
 
 
 def in_words(

@@ -1,6 +1,8 @@
 """The runners: what each has reported, and how much of its exit is confirmed.
 
     reported:  nothing ─► ANNOUNCED ─► (QUEUED) ─► LOADING ─► RUNNING      (reports.RunnerState)
+    asleep:    RUNNING ─► SUSPENDING ─► ASLEEP ─► WAKING ─► RUNNING. A turn is told until the runner has taken it;
+               what Ray holds shrinks before the core hears that it sleeps, and grows before the runner is told to wake
     exit:      the engine is gone (its runner says so, or the agent of each of its nodes, or the node is dead)
                and its placement group is gone (the executor says so)     = ReplicaStopped
 
@@ -17,20 +19,29 @@ from dataclasses import dataclass, field
 
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.placement_groups import bytes_on
-from rayscheduler.cluster.reports import Launch, Measured, Part, RunnerReport, RunnerState, Verdict, Watched
-from rayscheduler.core.events import FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
-from rayscheduler.core.types import DeviceId, NodeName, ReplicaId
+from rayscheduler.cluster.reports import Launch, Measured, Part, RunnerReport, RunnerState, Turn, Verdict, Watched
+from rayscheduler.core.events import (
+    FailureKind,
+    ReplicaFailed,
+    ReplicaSlept,
+    ReplicaStarted,
+    ReplicaStopped,
+    ReplicaWoke,
+)
+from rayscheduler.core.types import DeviceId, NodeName, Placement, ReplicaId
 from rayscheduler.engines import by_name
 
 SILENT_S = 5.0  # a runner announces itself within two
 ANNOUNCE_WITHIN_S = 180.0  # but Ray may have to start a worker on a busy node
 LATE_S = 30.0  # after its load timeout, or its stop's grace, a runner is taken for hung
+_TURNING = (RunnerState.SUSPENDING, RunnerState.WAKING)
 
 
 @dataclass
 class RunnerRecord:
     """`leaving`: the core wants it gone, or knows that it is. `failed`: the core was told of a failure.
-    `gone_on`: the nodes (Ray's ids) on which nothing of it is left. `measured`: what it holds, by node."""
+    `gone_on`: the nodes (Ray's ids) on which nothing of it is left. `measured`: what it holds, by node. `turn`: the
+    last that it was to take. `since_ms`: when its load, or its turn, began."""
 
     launch: Launch
     since_ms: int
@@ -42,6 +53,8 @@ class RunnerRecord:
     gone_on: set[str] = field(default_factory=set)
     measured: dict[NodeName, Measured] = field(default_factory=dict)
     away: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: Turn | None = None
+    orders: asyncio.Event = field(default_factory=asyncio.Event)  # set when there is another order
 
     @property
     def measured_bytes(self) -> int | None:
@@ -64,14 +77,19 @@ class RunnerRecord:
 
 class Roster:
     """`suspect` is called with a replica whose engine may live without its runner: find out, then call `died`.
-    `engine_ended` is called once when an engine is certainly gone."""
+    `engine_ended` is called once when an engine is certainly gone, `engine_asleep` when it has gone to sleep."""
 
     def __init__(
-        self, mailbox: Mailbox, suspect: Callable[[ReplicaId], None], engine_ended: Callable[[ReplicaId], None]
+        self,
+        mailbox: Mailbox,
+        suspect: Callable[[ReplicaId], None],
+        engine_ended: Callable[[ReplicaId], None],
+        engine_asleep: Callable[[RunnerReport], None],
     ) -> None:
         self._mailbox = mailbox
         self._suspect = suspect
         self._engine_ended = engine_ended
+        self._engine_asleep = engine_asleep
         self.records: dict[ReplicaId, RunnerRecord] = {}
 
     # -- what the core decides --------------------------------------------------------------------
@@ -87,6 +105,11 @@ class Roster:
         self._send_away(record)
         if record.report is None:
             self._gone(record)  # no engine is started before its runner has announced itself
+
+    def sleep(self, replica: ReplicaId, nap: int, keeps: Placement) -> None:
+        """Tell its runner to put the engine to sleep."""
+        if (record := self.records.get(replica)) is not None:
+            self._tell(record, Turn(True, nap, keeps))
 
     # -- what runners, agents and the executor say ------------------------------------------------
 
@@ -108,16 +131,29 @@ class Roster:
 
     def adopt(self, report: RunnerReport) -> None:
         """A runner that an allocator before this one has started."""
-        self.records[report.launch.replica] = RunnerRecord(report.launch, now_ms(), report)
+        self.records[report.launch.replica] = RunnerRecord(report.launch, now_ms(), report, turn=report.turn)
 
-    async def orders(self, replica: ReplicaId, incarnation: str) -> Verdict:
-        """Waits until this runner has to end."""
+    async def orders(self, replica: ReplicaId, incarnation: str, taken: Turn | None = None) -> Verdict | Turn:
+        """Waits until this runner has to end, or to take another turn than the last that it has taken."""
         record = self.records.get(replica)
         if record is None or record.report is None:
             return Verdict.ANNOUNCE
-        if record.report.incarnation == incarnation:
-            await record.away.wait()
+        while record.report.incarnation == incarnation and record.leaving_since_ms is None:
+            if record.turn is not None and record.turn != taken:
+                return record.turn
+            record.orders.clear()
+            await record.orders.wait()
         return Verdict.STAND_DOWN
+
+    def devices_held(self, replica: ReplicaId, turn: Turn | None) -> None:
+        """Ray holds what it takes of its devices for this turn: now it sleeps, or may wake."""
+        record = self.records.get(replica)
+        if record is None or turn is None or record.leaving_since_ms is not None:
+            return
+        if not turn.asleep:
+            self._tell(record, turn)
+        elif record.turn == turn and record.state is RunnerState.ASLEEP:
+            self._mailbox.put(ReplicaSlept(replica, turn.nap))
 
     def died(self, replica: ReplicaId, incarnation: str, node_id: str) -> None:
         """Its runner on this node, or its follower there, is dead and everything that it started is gone."""
@@ -193,8 +229,12 @@ class Roster:
         replica = report.launch.replica
         if report.state is RunnerState.ANNOUNCED and record.leaving_since_ms is not None:
             self._gone(record)  # it stands down without having started anything
+        elif report.state is RunnerState.RUNNING and report.turn is not None:
+            self._mailbox.put(ReplicaWoke(replica, report.turn.nap, report.turn_ms))
         elif report.state is RunnerState.RUNNING:
             self._mailbox.put(ReplicaStarted(replica, report.load_ms))
+        elif report.state is RunnerState.ASLEEP and record.leaving_since_ms is None:
+            self._engine_asleep(report)
         elif report.state is RunnerState.FAILED:
             self._failed(record, FailureKind.LOAD, report.detail)
         elif report.state is RunnerState.CRASHED:
@@ -217,10 +257,16 @@ class Roster:
             self._mailbox.put(ReplicaFailed(record.launch.replica, kind, detail))
         self._gone(record)
 
+    def _tell(self, record: RunnerRecord, turn: Turn) -> None:
+        if record.turn != turn:
+            record.turn, record.since_ms = turn, now_ms()
+            record.orders.set()
+
     def _send_away(self, record: RunnerRecord) -> None:
         if record.leaving_since_ms is None:
             record.leaving_since_ms = now_ms()
         record.away.set()
+        record.orders.set()
 
     def _gone(self, record: RunnerRecord) -> None:
         if not record.engine_gone:
@@ -243,7 +289,10 @@ def _is_hung(record: RunnerRecord) -> bool:
     if record.leaving_since_ms is not None:
         return now > record.leaving_since_ms + (launch.stop_grace_s + LATE_S) * 1000
     loading = record.report.state in (RunnerState.ANNOUNCED, RunnerState.LOADING)
-    return loading and now > record.since_ms + launch.request.load_timeout_ms + (ANNOUNCE_WITHIN_S + LATE_S) * 1000
+    turns = record.turn is not None and (record.turn != record.report.turn or record.report.state in _TURNING)
+    return (loading or turns) and now > record.since_ms + launch.request.load_timeout_ms + (
+        ANNOUNCE_WITHIN_S + LATE_S
+    ) * 1000
 
 
 def _watched(report: RunnerReport, part: Part, node: NodeName) -> Watched:
@@ -254,7 +303,7 @@ def _watched(report: RunnerReport, part: Part, node: NodeName) -> Watched:
         incarnation=report.incarnation,
         runner_pid=part.runner_pid,
         engine_pid=part.engine_pid,
-        device_bytes=bytes_on(launch.placement, node),
+        device_bytes=bytes_on(report.holds, node),
         held_elsewhere_bytes=report.held_elsewhere_bytes if part.node_id == report.node_id else 0,
         profiling=loads and by_name(launch.engine).profiles_memory,
     )

@@ -4,13 +4,15 @@ nodes it is in the first bundle, hosts the engine that leads, and has a follower
     ANNOUNCED ──GO──► (QUEUED) ──► LOADING ──ready──► RUNNING ──the engine ended unasked──► CRASHED
                          └─────no room─────┴─────not ready─────► FAILED       any ──stop──► STOPPED
 
+    RUNNING ──sleep──► SUSPENDING ──► ASLEEP ──wake──► WAKING ──► RUNNING     what fails of that: CRASHED
+
 QUEUED is for engines on GPUs: until it is their turn, if they profile free memory, and until what they need of
 the devices is free.
 
 Rules of this file: no engine is started before the allocator says GO to this incarnation, so a runner that
 Serve restarts in place stands down. A state is reported only when it is true: STOPPED, FAILED and CRASHED
-mean that every process of the engine is gone, on all nodes that live, and its memory is back. Requests do not
-come through here.
+mean that every process of the engine is gone, on all nodes that live, and its memory is back; ASLEEP, that its
+devices have back what it does not keep. Requests do not come through here.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
 from rayscheduler.cluster.engine_host import EngineHost, end_in_words
 from rayscheduler.cluster.followers import Followers
 from rayscheduler.cluster.placement_groups import bytes_on
-from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Verdict
+from rayscheduler.cluster.reports import Launch, RunnerReport, RunnerState, Turn, Verdict
 from rayscheduler.engines.orphans import start_time
 from rayscheduler.engines.process import EngineProcess
 from rayscheduler.errors import EngineError
@@ -47,7 +49,9 @@ class Runner:
         self._followers = Followers(launch)
         self._starting: asyncio.Future[EngineProcess] | None = None
         self._queueing: asyncio.Future[tuple[None, None]] | None = None
+        self._turning: asyncio.Task[None] | None = None
         self._leaving = False
+        self._telling = asyncio.Lock()  # no report overtakes another
         self._report = RunnerReport(
             launch=launch,
             incarnation=uuid.uuid4().hex,
@@ -66,7 +70,7 @@ class Runner:
 
     async def _live(self) -> None:
         try:
-            if await self._line.ask("runner_reports", self._report) != Verdict.GO:
+            if await self._tell() != Verdict.GO:
                 return
             serving = asyncio.create_task(self._serve())
             away = asyncio.create_task(self._until_ordered_away())
@@ -160,28 +164,64 @@ class Runner:
             await self._say(state, detail)
 
     async def _until_ordered_away(self) -> None:
-        """Returns when the allocator, or the one that came after it, wants this replica to end."""
+        """Returns when the allocator, or the one that came after it, wants this replica to end. Until then it sleeps
+        and wakes as it is told to."""
+        me = (self._launch.replica, self._report.incarnation)
         while True:
             try:
-                order = await self._line.ask_once("runner_orders", self._launch.replica, self._report.incarnation)
+                order: Verdict | Turn = await self._line.ask_once("runner_orders", *me, self._report.turn)
             except AllocatorAway:
                 order = Verdict.ANNOUNCE
             if order == Verdict.ANNOUNCE:
-                order = await self._line.ask("runner_reports", self._report)
-            if order == Verdict.STAND_DOWN:
+                order = await self._tell()
+            if isinstance(order, Turn):
+                state = RunnerState.SUSPENDING if order.asleep else RunnerState.WAKING
+                self._report = replace(self._report, state=state, turn=order)
+                self._turning = asyncio.create_task(self._turn(order))
+                self._turning.add_done_callback(_see_to_it)
+            elif order == Verdict.STAND_DOWN:
                 return
+
+    async def _turn(self, turn: Turn) -> None:
+        """Put the engine to sleep, or wake it. If it does not do so, that is its end: it is loaded anew when somebody
+        asks for it."""
+        await self._tell()
+        started_s = time.monotonic()
+        first, *_ = self._launch.placement.nodes
+        keeps, limit_s = bytes_on(turn.keeps, first), self._launch.request.load_timeout_ms / 1000
+        try:
+            await (self._host.sleep(keeps, limit_s) if turn.asleep else self._host.wake(keeps, limit_s))
+        except EngineError as problem:
+            await self._ended(RunnerState.CRASHED, str(problem))
+            return
+        self._report = replace(self._report, turn_ms=round((time.monotonic() - started_s) * 1000))
+        if not self._leaving:
+            await self._say(RunnerState.ASLEEP if turn.asleep else RunnerState.RUNNING)
 
     async def _say(self, state: RunnerState, detail: str = "") -> Verdict:
         self._report = replace(self._report, state=state, detail=detail)
-        return Verdict(await self._line.ask("runner_reports", self._report))
+        return await self._tell()
+
+    async def _tell(self) -> Verdict:
+        async with self._telling:
+            return Verdict(await self._line.ask("runner_reports", self._report))
 
     async def _leave(self) -> None:
         """End its engines, if there are any; returns when they are gone and their memory is back."""
         self._leaving = True
         if self._queueing is not None:
             self._queueing.cancel()
+        if self._turning is not None and self._turning is not asyncio.current_task():
+            self._turning.cancel()
         if self._starting is not None:
             with suppress(EngineError):
                 await asyncio.shield(self._starting)
         grace_s = self._launch.stop_grace_s
         await asyncio.gather(self._followers.stop(grace_s), self._host.end(grace_s))
+
+
+def _see_to_it(turning: asyncio.Task[None]) -> None:
+    if not turning.cancelled() and (problem := turning.exception()) is not None:
+        # As of `_live`: nobody else would end or report the engine.
+        logger.critical("a turn of the runner failed", exc_info=problem)
+        os._exit(1)

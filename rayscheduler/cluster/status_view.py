@@ -15,7 +15,7 @@ from rayscheduler.cluster.membership import KnownNode, Membership
 from rayscheduler.cluster.reports import ForeignProcess
 from rayscheduler.cluster.roster import Roster, RunnerRecord
 from rayscheduler.config.adapters import AdapterSection
-from rayscheduler.core.lifecycle import State
+from rayscheduler.core.lifecycle import COMING, State
 from rayscheduler.core.types import (
     Model,
     ModelName,
@@ -29,7 +29,7 @@ from rayscheduler.core.types import (
 Json = dict[str, Any]
 
 MEND = 'it lends nothing; restart it with: ray start --address={address} --resources="$(rayscheduler resources)"'
-_COMING = (State.PENDING, State.STARTING)
+_ASLEEP = (State.SUSPENDING, State.ASLEEP)
 
 
 def status_of(
@@ -81,8 +81,16 @@ def _node(known: KnownNode, believed: NodeSnapshot | None, address: str) -> Json
         "simulated": known.inventory.simulated if known.inventory else False,
         "cpus": known.millicpus / 1000,
         "driver": known.inventory.driver or None if known.inventory else None,
+        "host_memory": _host_memory(believed) if believed else None,
         "devices": _devices(known, believed) if believed else [],
     }
+
+
+def _host_memory(believed: NodeSnapshot) -> Json | None:
+    """What is charged to a node's own memory, such as the weights of those that sleep; None where it is a device."""
+    if believed.node.device_is_host_memory:
+        return None
+    return {"memory_bytes": believed.node.memory_bytes, "reserved_bytes": believed.reserved_host_bytes}
 
 
 def _mend(known: KnownNode, address: str) -> str | None:
@@ -137,7 +145,7 @@ def _replica(replica: ReplicaSnapshot, roster: Roster, adapters: Adapters, now_m
     record = roster.records.get(replica.id)
     report = record.report if record else None
     idle = replica.state == State.RUNNING and not replica.leases
-    place = replica.placement
+    place = replica.holds
     return {
         "id": replica.id,
         "model": replica.model,
@@ -159,6 +167,8 @@ def _replica(replica: ReplicaSnapshot, roster: Roster, adapters: Adapters, now_m
         "engine_pid": (report.engine_pid or None) if report else None,
         "parts": _parts(record),
         "load_ms": (report.load_ms or None) if report else None,
+        "naps": report.turn.nap if report and report.turn else 0,
+        "turn_ms": (report.turn_ms or None) if report else None,
         "makes_way_for": replica.makes_way_for,
         "waits_for": list(replica.waits_for),
     }
@@ -220,8 +230,10 @@ def _model(model: ModelSnapshot, replicas: list[ReplicaSnapshot], catalog: Catal
     states = {replica.state for replica in replicas}
     if State.RUNNING in states or State.DRAINING in states:
         state = "loaded"
-    elif states & set(_COMING):
+    elif states & set(COMING):
         state = "loading"
+    elif states & set(_ASLEEP):
+        state = "asleep"
     else:
         state = "unloaded" if backoff_ms is None else "backing_off"
     sizes = model.model.requirement.bytes_by_count
@@ -239,6 +251,7 @@ def _model(model: ModelSnapshot, replicas: list[ReplicaSnapshot], catalog: Catal
         "memory_bytes": max(1, fewest) * sizes[fewest] if sizes else 0,
         "concurrency": model.model.concurrency,
         "load_ms": model.model.load_ms,
+        "wake_ms": model.model.sleep.wake_ms if model.model.sleep else None,
         "backoff_s": None if backoff_ms is None else _seconds(backoff_ms),
         "failures": model.failures,
         "last_error": model.last_error or None,

@@ -78,6 +78,8 @@ class FailurePoint(str, Enum):
     NEVER = "never"
     LOAD = "load"
     CRASH = "crash"
+    SLEEP = "sleep"
+    WAKE = "wake"
 
 
 BackendWord = Annotated[Backend, BeforeValidator(word(Backend, "backends")), word_schema(Backend)]
@@ -224,7 +226,7 @@ class SimulateSection(Section):
     reply: Text | None = None
     """What the `simulated` engine answers."""
     fail: FailureWord = FailurePoint.NEVER
-    """Does the `simulated` engine fail while loading, or crash later?"""
+    """Does the `simulated` engine fail while loading, crash later, or refuse to sleep or to wake?"""
     fail_after: Duration | None = None
     """With `fail: crash`: this long after it was ready; if left out, before its first answer."""
     fail_status: ExitStatus = 1

@@ -85,6 +85,8 @@ class ModelEntry(ModelSection):
         options: dict[str, object] = {
             "load": section.load,
             "unload": section.unload,
+            "sleep": section.sleep,
+            "wake": section.wake,
             "tokens_per_second": section.tokens_per_second,
             "reply": section.reply,
             "fail": section.fail.value,

@@ -28,8 +28,8 @@ class SleepSection(Section):
 
     allowed: Flag = Field(default=True, examples=["true"])
     """May it sleep? `sleep: false` is short for `allowed: false`."""
-    residue: SizeOrZero = 0
-    """Stays on each device while it sleeps."""
+    residue: SizeOrZero | None = None
+    """Stays on each device while it sleeps; if left out, what its engine is known to keep, in scenarios nothing."""
     host_memory: SizeOrZero | None = None
     """What its weights take of each node's host memory; if left out, as much as its devices there give back."""
 
@@ -44,8 +44,10 @@ class SleepSection(Section):
             what = f"{shown(data)} is neither true, false nor a mapping"
             raise Wrong(what, "write false, or for example {residue: 512MiB}") from None
 
-    def traits(self, sleep_ms: int | None, wake_ms: int | None) -> SleepTraits | None:
-        """As the core has them; None where it must not sleep, or nobody said that it can (both times are None)."""
+    def traits(self, sleep_ms: int | None, wake_ms: int | None, residue_bytes: int = 0) -> SleepTraits | None:
+        """As the core has them; None where it must not sleep, or nobody said that it can (both times are None).
+        `residue_bytes`: what stays on each device where the entry does not say it."""
         if not self.allowed or (sleep_ms is None and wake_ms is None):
             return None
-        return SleepTraits(sleep_ms or 0, wake_ms or 0, self.residue, self.host_memory)
+        residue = residue_bytes if self.residue is None else self.residue
+        return SleepTraits(sleep_ms or 0, wake_ms or 0, residue, self.host_memory)

@@ -4,6 +4,10 @@ Rules of this file: xllamacpp is never imported here, since building its server 
 whole load and a failed assertion ends the process. What is settled here goes to inside/rayscheduler_llama_cpp.py
 as one JSON argument; the key goes by the environment. Memory is exact by intent: the context is what the
 catalog says, nothing shrinks to fit, and there is no cache in host memory beyond it.
+
+It does not sleep: all that llama.cpp offers is `--sleep-idle-seconds`, by which it unloads by itself after some idle
+time and loads again from its file whenever a request comes. Nobody can tell it to, so it would take memory back
+that the ledger has lent to others. (`sleep_idle_seconds` keeps its default, never.)
 """
 
 from __future__ import annotations

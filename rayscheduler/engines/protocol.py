@@ -120,12 +120,16 @@ class Call:
 class SleepCalls:
     """How an engine is put to sleep and woken: 2xx says that it is done.
 
-    `level` 1: weights rest in host memory, and the KV cache is dropped.
+    `level` 1: weights rest in host memory, and the KV cache is dropped. `residue_bytes`: what it is known to keep
+    of each device meanwhile. `sleep_ms`, `wake_ms`: how long that is expected to take, before it was measured.
     """
 
     sleep: Call
     wake: Call
     level: int = 1
+    residue_bytes: int = 0
+    sleep_ms: int = 0
+    wake_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,12 @@ from pathlib import Path
 from rayscheduler.engines.containers import check_container
 from rayscheduler.engines.protocol import (
     AdapterCalls,
+    Call,
     Command,
     Engine,
     EngineRequest,
     InFlight,
+    SleepCalls,
     check_environment,
 )
 from rayscheduler.engines.python_package import interpreter
@@ -27,6 +29,7 @@ from rayscheduler.errors import EngineError
 NAME = "simulated"
 _SERVER = Path(__file__).with_name("simulated_server.py")
 _FOLLOWER = Path(__file__).with_name("simulated_follower.py")
+_FAILURES = ("never", "load", "crash", "sleep", "wake")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,9 @@ class Simulation:
 
     `reply`: the answer, by default the model's name in a sentence. `tokens_per_second`: None, at once.
     `fail`: `load`, when the load time is up; or `crash`, `fail_after` ms after it was ready, or with None
-    before the first byte of its first answer. `fail_status`: the exit status then. `allocate`: True, hold
-    as much real memory in all as is reserved on the devices; a number, so many bytes more than the server.
+    before the first byte of its first answer; `sleep` or `wake`: it refuses to. `fail_status`: the exit status of
+    the first two. `allocate`: True, hold as much real memory in all as is reserved on the devices; a number, so many
+    bytes more than the server. `sleep`, `wake`: with one of them it can sleep, and then gives back all of that.
     """
 
     load: int = 1000
@@ -47,6 +51,8 @@ class Simulation:
     fail_after: int | None = None
     fail_status: int = 1
     allocate: bool | int = False
+    sleep: int | None = None
+    wake: int | None = None
 
 
 class Simulated(Engine):
@@ -80,6 +86,9 @@ class Simulated(Engine):
             "fail_status": simulation.fail_status,
             "allocate_bytes": sum(request.device_bytes) if all_reserved else int(simulation.allocate),
             "allocate_counts_all": all_reserved,
+            "sleeps": self.sleep_calls(request) is not None,
+            "sleep_ms": simulation.sleep or 0,
+            "wake_ms": simulation.wake or 0,
             "node_count": request.node_count,
             "node_rank": request.node_rank,
             "leader_host": request.leader_host,
@@ -92,6 +101,15 @@ class Simulated(Engine):
 
     def in_flight(self) -> InFlight:
         return InFlight("/stats", lambda page: int(json.loads(page)["in_flight"]))
+
+    def sleep_calls(self, request: EngineRequest) -> SleepCalls | None:
+        """vLLM's, so that what puts a real one to sleep can be rehearsed."""
+        simulation = simulation_of(request)
+        sleep_ms, wake_ms = simulation.sleep, simulation.wake
+        if not request.sleep or request.node_count > 1 or (sleep_ms is None and wake_ms is None):
+            return None
+        calls = Call("POST", "/sleep?level=1"), Call("POST", "/wake_up")
+        return SleepCalls(*calls, sleep_ms=sleep_ms or 0, wake_ms=wake_ms or 0)
 
     def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
         """As vLLM has it."""
@@ -106,9 +124,10 @@ def simulation_of(request: EngineRequest) -> Simulation:
         if key not in known:
             raise EngineError(f"model {request.model}: simulate has no {key!r}; known are {', '.join(known)}")
     simulation = Simulation(**given)  # type: ignore[arg-type]
-    if simulation.fail not in ("never", "load", "crash"):
-        raise EngineError(f"model {request.model}: simulate.fail is {simulation.fail!r}; it is never, load or crash")
-    for key in ("load", "unload", "fail_after", "tokens_per_second", "allocate", "fail_status"):
+    if simulation.fail not in _FAILURES:
+        known_failures = ", ".join(_FAILURES)
+        raise EngineError(f"model {request.model}: simulate.fail is {simulation.fail!r}; it is one of {known_failures}")
+    for key in ("load", "unload", "sleep", "wake", "fail_after", "tokens_per_second", "allocate", "fail_status"):
         value = getattr(simulation, key)
         if value is not None and not (isinstance(value, (int, float)) and value >= 0):
             raise EngineError(f"model {request.model}: simulate.{key} is {value!r}; give a number of at least 0")

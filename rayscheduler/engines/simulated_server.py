@@ -5,6 +5,9 @@ text at a given speed. A prompt may hold directives: `#tokens=500` (length of th
 the process before the first byte) and `#crash=midstream` (after some tokens). `GET /stats` counts requests.
 LoRA adapters are loaded and unloaded as with vLLM, by their name and a folder that has to be there.
 
+If it can sleep, it does so by the calls of vLLM: `POST /sleep`, `POST /wake_up`, `GET /is_sleeping`. Asleep it has
+given its memory back, but for its own few MiB, and refuses requests.
+
 Over several nodes this is the leader: it loads when its followers (simulated_follower.py) have all connected,
 and ends when it loses one, as engines do whose nodes work in step.
 
@@ -40,7 +43,8 @@ ALLOCATION_STEP_BYTES = 64 << 20
 MIDSTREAM_TOKENS = 3
 ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
-REASONS |= {411: "Length Required", 413: "Content Too Large", 503: "Service Unavailable"}
+REASONS |= {411: "Length Required", 413: "Content Too Large", 500: "Internal Server Error", 503: "Service Unavailable"}
+TURNS = {"/sleep": "sleep", "/wake_up": "wake"}
 
 _DIRECTIVE = re.compile(r"#(tokens|crash)(?:=(\w+))?")
 
@@ -53,14 +57,41 @@ class Model:
         self.name: str = plan["model"]
         self.api_key = api_key
         self.ready = False
+        self.asleep = False
         self.stats = {"in_flight": 0, "served": 0, "aborted": 0, "tokens": 0, "adapter_loads": 0, "adapter_unloads": 0}
         self.adapters: dict[str, str] = {}  # name -> its folder
         self._slots = asyncio.Semaphore(plan["concurrency"])
         self._memory: list[mmap.mmap] = []
         self._ids = itertools.count(1)
 
+    async def turn(self, how: str) -> None:
+        """`sleep` or `wake`; nothing if that is what it does already."""
+        if self.plan["fail"] == how:
+            raise answers.Refused(500, "internal_error", f"simulated failure to {how}")
+        if (how == "sleep") is self.asleep:
+            return
+        self.asleep = True  # on the way there and back it serves nobody
+        started_s = time.monotonic()
+        if how == "wake":
+            await self._allocate()
+        await asyncio.sleep(max(0.0, self.plan[f"{how}_ms"] / 1000 - (time.monotonic() - started_s)))
+        if how == "sleep":
+            while self._memory:
+                self._memory.pop().close()
+        self.asleep = how == "sleep"
+
     async def load(self) -> None:
         started_s = time.monotonic()
+        await self._allocate()
+        await asyncio.sleep(max(0.0, self.plan["load_ms"] / 1000 - (time.monotonic() - started_s)))
+        if self.plan["fail"] == "load":
+            self.end("simulated failure of the load")
+        self.ready = True
+        if self.plan["fail"] == "crash" and self.plan["fail_after_ms"] is not None:
+            await asyncio.sleep(self.plan["fail_after_ms"] / 1000)
+            self.end("simulated crash")
+
+    async def _allocate(self) -> None:
         left_bytes: int = self.plan["allocate_bytes"]
         if self.plan["allocate_counts_all"]:
             left_bytes -= resident_bytes()
@@ -70,13 +101,6 @@ class Model:
             self._memory.append(mmap.mmap(-1, step_bytes, flags=flags))
             left_bytes -= step_bytes
             await asyncio.sleep(0)
-        await asyncio.sleep(max(0.0, self.plan["load_ms"] / 1000 - (time.monotonic() - started_s)))
-        if self.plan["fail"] == "load":
-            self.end("simulated failure of the load")
-        self.ready = True
-        if self.plan["fail"] == "crash" and self.plan["fail_after_ms"] is not None:
-            await asyncio.sleep(self.plan["fail_after_ms"] / 1000)
-            self.end("simulated crash")
 
     def load_adapter(self, name: str, folder: str) -> str:
         if name in self.adapters:
@@ -254,8 +278,12 @@ class Connection(asyncio.Protocol):
             return self._send_json(model.stats)
         if not model.ready:
             raise answers.Refused(503, "unavailable_error", f"{model.name} is loading")
+        if model.plan.get("sleeps") and path in (*TURNS, "/is_sleeping"):
+            return await self._turn(method, path)
         if path == "/v1/models":
             return self._send_json({"object": "list", "data": answers.model_list(model.name, model.adapters)})
+        if model.asleep:
+            raise answers.Refused(503, "unavailable_error", f"{model.name} is asleep")
         if path in ADAPTER_PATHS and model.plan["max_loras"]:
             told = answers.asked(body)
             if path == ADAPTER_PATHS[0]:
@@ -273,6 +301,14 @@ class Connection(asyncio.Protocol):
             else:
                 await self._complete(answer.number, path == "/v1/chat/completions", asked)
         return None
+
+    async def _turn(self, method: str, path: str) -> None:
+        expected = "POST" if path in TURNS else "GET"
+        if method != expected:
+            raise answers.Refused(405, "invalid_request_error", f"{path} takes {expected}, not {method}")
+        if path in TURNS:
+            await self._model.turn(TURNS[path])
+        self._send_json({"is_sleeping": self._model.asleep})
 
     async def _complete(self, number: int, chat: bool, asked: Mapping[str, Any]) -> None:
         prompt = answers.text_of(asked.get("messages") if chat else asked.get("prompt"))

@@ -12,10 +12,11 @@ const $ = (selector) => document.querySelector(selector);
 const TONE = {
   loaded: "good", RUNNING: "good", grant: "good", start: "good",
   loading: "warn", PENDING: "warn", STARTING: "warn", DRAINING: "warn", STOPPING: "warn", stop: "warn",
+  SUSPENDING: "warn", ROUSED: "warn", WAKING: "warn", sleep: "warn", wake: "good",
   sizing: "warn", backing_off: "bad", refused: "bad", unsized: "bad", reject: "bad",
 };
-const COMING = new Set(["PENDING", "STARTING"]);
-const LEAVING = new Set(["DRAINING", "STOPPING"]);
+const COMING = new Set(["PENDING", "STARTING", "ROUSED", "WAKING"]);
+const LEAVING = new Set(["DRAINING", "SUSPENDING", "STOPPING"]);
 
 // -- elements ------------------------------------------------------------------------------------
 
@@ -116,7 +117,8 @@ function drawDevices(status) {
 }
 
 function drawNode(node, parts) {
-  const facts = [node.backend, node.simulated ? "simulated" : null, `${node.cpus} cpus`].filter(Boolean).join(" · ");
+  const host = node.host_memory?.reserved_bytes ? `${size(node.host_memory.reserved_bytes)} of its memory reserved` : null;
+  const facts = [node.backend, node.simulated ? "simulated" : null, `${node.cpus} cpus`, host].filter(Boolean).join(" · ");
   const title = element("h3", "", node.name, element("span", "", node.alive ? facts : "away"));
   const mend = node.mend ? element("p", "mend", node.mend) : null;
   const devices = node.devices.map((device) => drawDevice(device, parts.get(device.id) ?? []));
@@ -127,7 +129,8 @@ function drawDevice(device, held) {
   const share = (bytes) => (100 * bytes) / Math.max(1, device.capacity_bytes);
   const bar = element("div", "bar");
   for (const [replica, bytes] of held) {
-    const state = COMING.has(replica.state) ? " coming" : LEAVING.has(replica.state) ? " leaving" : "";
+    const away = LEAVING.has(replica.state) || replica.state === "ASLEEP";
+    const state = COMING.has(replica.state) ? " coming" : away ? " leaving" : "";
     const narrow = share(bytes) < 12;
     const part = coloured(element("div", `part${state}${narrow ? " narrow" : ""}`, narrow ? "" : replica.id), replica.model);
     part.style.width = `${share(bytes)}%`;
@@ -162,7 +165,7 @@ function program(process) {
 }
 
 function drawModels(models) {
-  const order = { loaded: 0, loading: 1, sizing: 1, backing_off: 2, refused: 2, unsized: 2, unloaded: 3 };
+  const order = { loaded: 0, loading: 1, sizing: 1, asleep: 2, backing_off: 2, refused: 2, unsized: 2, unloaded: 3 };
   const sorted = [...models].sort((a, b) => (order[a.state] ?? 4) - (order[b.state] ?? 4) || a.name.localeCompare(b.name));
   count("#models", `${models.filter((model) => model.state === "loaded").length} of ${models.length} loaded`);
   fill("#models", sorted, (model) => model.name, (model) => {
@@ -213,8 +216,10 @@ function drawReplicas(replicas) {
   count("#replicas", String(replicas.length));
   fill("#replicas", replicas, (replica) => replica.id, (replica) => {
     const where = replica.devices.length ? replica.devices.join(", ") : replica.nodes.join(", ");
-    const reserved = replica.device_bytes.reduce((sum, bytes) => sum + bytes, replica.host_bytes ?? 0);
-    const way = replica.makes_way_for ? ` makes way for ${replica.makes_way_for}` : "";
+    const asleep = replica.state === "ASLEEP";
+    const reserved = replica.device_bytes.reduce((sum, bytes) => sum + bytes, asleep ? 0 : replica.host_bytes ?? 0);
+    const way = replica.makes_way_for ? ` makes way for ${replica.makes_way_for}`
+      : asleep ? ` ${size(replica.host_bytes)} in host memory` : "";
     const adapters = replica.adapters.length ? ` with ${replica.adapters.join(", ")}` : "";
     return [
       [replica.id, "name", () => [coloured(element("span", "dot"), replica.model), replica.id]],

@@ -125,6 +125,15 @@ def test_a_replica_on_several_devices_or_none() -> None:
     assert text.count("2.0 GiB") == 2
 
 
+def test_one_that_sleeps_shows_where_its_memory_is() -> None:
+    lying = replica("a#1", "ASLEEP", device_bytes=[GIB], host_bytes=59 * GIB)
+    text = drawn(status(replicas=[lying], models=[model(state="asleep")]))
+    (line,) = (line for line in text.splitlines() if "a#1" in line)
+    assert line.split()[:5] == ["a#1", "ASLEEP", "n1/0", "1.0", "GiB"]
+    assert "59.0 GiB in host memory" in line
+    assert "asleep" in text
+
+
 def test_changes_are_told_once() -> None:
     before = status(replicas=[replica("a#1", "RUNNING"), replica("b#1", "STARTING")])
     after = status(replicas=[replica("a#1", "RUNNING"), replica("b#1", "RUNNING"), replica("c#1", "PENDING")])

@@ -80,7 +80,7 @@ class Site:
     def __init__(self, endpoint: str, most: int) -> None:
         self.mailbox, self.progress = Mailbox(), Progress()
         self.leases = LeaseBook(self.mailbox)
-        self.roster = Roster(self.mailbox, lambda replica: None, lambda replica: None)
+        self.roster = Roster(self.mailbox, lambda replica: None, lambda replica: None, lambda report: None)
         self.adapters = Adapters(self.leases, self.roster, self.progress)
         request = EngineRequest("llama", REPLICA, max_loras=most, load_timeout_ms=10_000)
         place = Placement((NodeName("n"),), (DeviceId("n/0"),), (1,))

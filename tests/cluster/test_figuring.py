@@ -66,7 +66,7 @@ class Told:
         self.agents = FilesOf(size)
         self.scheduler = Scheduler(Settings())
         self.pins: dict[str, bool] = {}
-        roster = Roster(self.mailbox, lambda replica: None, lambda replica: None)
+        roster = Roster(self.mailbox, lambda replica: None, lambda replica: None, lambda report: None)
         leases = LeaseBook(self.mailbox)
         self.figuring = Figuring(
             self.mailbox, self.membership, self.agents, roster, leases, self.store, self.snapshot, self.pins

@@ -8,9 +8,17 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from rayscheduler.cluster.mailbox import Mailbox
-from rayscheduler.cluster.reports import Launch, Measured, RunnerReport, RunnerState, Verdict
+from rayscheduler.cluster.reports import Launch, Measured, RunnerReport, RunnerState, Turn, Verdict
 from rayscheduler.cluster.roster import Roster
-from rayscheduler.core.events import Event, FailureKind, ReplicaFailed, ReplicaStarted, ReplicaStopped
+from rayscheduler.core.events import (
+    Event,
+    FailureKind,
+    ReplicaFailed,
+    ReplicaSlept,
+    ReplicaStarted,
+    ReplicaStopped,
+    ReplicaWoke,
+)
 from rayscheduler.core.types import DeviceId, ModelName, NodeName, Placement, ReplicaId
 from rayscheduler.engines import EngineRequest
 
@@ -19,6 +27,9 @@ LAUNCH = Launch(
     A, ModelName("a"), Placement((NodeName("n"),), (DeviceId("n/0"),), (100,)), "simulated", EngineRequest("a", A), 10.0
 )
 
+KEEPS = replace(LAUNCH.placement, device_bytes=(30,), host_bytes=70)
+TO_SLEEP, TO_WAKE = Turn(True, 1, KEEPS), Turn(False, 1, KEEPS)
+
 
 @dataclass
 class Story:
@@ -26,10 +37,11 @@ class Story:
 
     suspected: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    asleep: list[RunnerReport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.mailbox = Mailbox()
-        self.roster = Roster(self.mailbox, self.suspected.append, self.ended.append)
+        self.roster = Roster(self.mailbox, self.suspected.append, self.ended.append, self.asleep.append)
         self.roster.start(LAUNCH)
 
     def says(self, state: RunnerState, incarnation: str = "one", **more: object) -> Verdict:
@@ -217,3 +229,85 @@ def test_who_is_late_is_found(story: Story) -> None:
     assert record.leaving_since_ms is not None
     record.leaving_since_ms -= 10**6
     assert story.roster.hung() == [A]
+
+
+# -- sleep ----------------------------------------------------------------------------------------
+
+
+def running(story: Story) -> None:
+    story.says(RunnerState.ANNOUNCED)
+    story.says(RunnerState.RUNNING)
+    story.news()
+
+
+async def test_it_sleeps_for_the_core_when_ray_holds_less_and_wakes_when_ray_holds_all(story: Story) -> None:
+    running(story)
+    waiting = asyncio.ensure_future(story.roster.orders(A, "one", None))
+    story.roster.sleep(A, 1, KEEPS)
+    assert await waiting == TO_SLEEP
+    assert await story.roster.orders(A, "one", None) == TO_SLEEP, "until it has taken it"
+    story.says(RunnerState.SUSPENDING, turn=TO_SLEEP)
+    assert (story.asleep, story.news()) == ([], [])
+    story.says(RunnerState.ASLEEP, turn=TO_SLEEP, turn_ms=3)
+    assert ([report.holds for report in story.asleep], story.news()) == ([KEEPS], [])
+    story.roster.devices_held(A, TO_SLEEP)
+    assert story.news() == [ReplicaSlept(A, 1)]
+    (watched,) = story.roster.watched("node")
+    assert watched.device_bytes == {0: 30}, "the rest is nobody's promise"
+
+    waiting = asyncio.ensure_future(story.roster.orders(A, "one", TO_SLEEP))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    story.roster.devices_held(A, TO_WAKE)
+    assert await waiting == TO_WAKE
+    story.says(RunnerState.WAKING, turn=TO_WAKE)
+    (watched,) = story.roster.watched("node")
+    assert watched.device_bytes == {0: 100}
+    story.says(RunnerState.RUNNING, turn=TO_WAKE, turn_ms=5)
+    story.says(RunnerState.RUNNING, turn=TO_WAKE, turn_ms=5)
+    assert story.news() == [ReplicaWoke(A, 1, 5)]
+
+
+async def test_one_that_leaves_is_not_told_to_sleep_or_to_wake(story: Story) -> None:
+    running(story)
+    story.roster.sleep(A, 1, KEEPS)
+    story.roster.stop(A)
+    assert await story.roster.orders(A, "one", None) is Verdict.STAND_DOWN
+    assert story.says(RunnerState.ASLEEP, turn=TO_SLEEP) is Verdict.STAND_DOWN
+    story.roster.devices_held(A, TO_SLEEP)
+    story.roster.devices_held(A, TO_WAKE)
+    assert (story.asleep, story.news()) == ([], [])
+
+
+async def test_what_fails_on_the_way_is_a_crash_told_once(story: Story) -> None:
+    running(story)
+    story.roster.sleep(A, 1, KEEPS)
+    story.says(RunnerState.SUSPENDING, turn=TO_SLEEP)
+    story.says(RunnerState.CRASHED, turn=TO_SLEEP, detail="HTTP 500")
+    story.says(RunnerState.CRASHED, turn=TO_SLEEP, detail="HTTP 500")
+    assert story.news() == [ReplicaFailed(A, FailureKind.CRASH, "HTTP 500")]
+
+
+@pytest.mark.parametrize("turn", [TO_SLEEP, TO_WAKE])
+async def test_an_adopted_runner_is_told_nothing_that_it_has_done(story: Story, turn: Turn) -> None:
+    state = RunnerState.ASLEEP if turn.asleep else RunnerState.RUNNING
+    story.roster.adopt(RunnerReport(LAUNCH, "one", state, "node", 7, turn=turn))
+    story.roster.devices_held(A, turn)
+    waiting = asyncio.ensure_future(story.roster.orders(A, "one", turn))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    story.roster.sleep(A, 2, KEEPS)
+    assert await waiting == Turn(True, 2, KEEPS)
+
+
+async def test_a_turn_that_is_never_taken_or_never_done_is_hung(story: Story) -> None:
+    running(story)
+    record = story.roster.records[A]
+    story.roster.sleep(A, 1, KEEPS)
+    assert story.roster.hung() == []
+    record.since_ms -= 10**9
+    assert story.roster.hung() == [A]
+    story.says(RunnerState.SUSPENDING, turn=TO_SLEEP)
+    assert story.roster.hung() == [A]
+    story.says(RunnerState.ASLEEP, turn=TO_SLEEP)
+    assert story.roster.hung() == []

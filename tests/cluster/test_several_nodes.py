@@ -126,7 +126,7 @@ class Story:
 
     def __post_init__(self) -> None:
         self.mailbox = Mailbox()
-        self.roster = Roster(self.mailbox, self.suspected.append, self.ended.append)
+        self.roster = Roster(self.mailbox, self.suspected.append, self.ended.append, lambda report: None)
         self.roster.start(LAUNCH)
         self.says(RunnerState.ANNOUNCED, followers=())
         self.says(RunnerState.ANNOUNCED)

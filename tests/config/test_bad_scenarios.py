@@ -176,7 +176,7 @@ MODELS = [
     ("{name: x, memory: 1GiB, simulate: {fail_after: 1s}}",
      ".simulate.fail_after: is the time of a crash, but no crash is asked for; add fail: crash"),
     ("{name: x, memory: 1GiB, simulate: {fail: always}}",
-     ".simulate.fail: 'always' is not one of the failures; the failures are: crash, load, never"),
+     ".simulate.fail: 'always' is not one of the failures; the failures are: crash, load, never, sleep, wake"),
     ("{name: x, memory: 1GiB, engine: llamacpp}",
      ".engine: 'llamacpp' is not one of the engines; did you mean llama-cpp?"),
     ("{name: x#1, memory: 1GiB}",

@@ -255,6 +255,47 @@ async def test_a_client_that_does_not_read_holds_the_generation_up(start: Start)
         await stats_when(client, aborted=1)
 
 
+async def test_asleep_it_has_given_its_memory_back_and_refuses_requests(start: Start) -> None:
+    request = simulated(simulate={"allocate": 64 << 20, "sleep": 20, "wake": 20}, sleep=True)
+    calls = by_name("simulated").sleep_calls(request)
+    assert calls is not None
+    engine = start("simulated", request)
+    await engine.wait_ready(BOUND_S)
+    awake_bytes = engine.measured_bytes()
+    async with client_of(engine) as client:
+        assert (await client.post("/sleep", headers={"Authorization": ""})).status_code == 401
+        assert (await client.get("/sleep")).status_code == 405
+        for _ in range(2):
+            assert (await engine.call(calls.sleep)).ok
+        assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}
+        refused = await client.post("/v1/chat/completions", json=CHAT)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (503, "a is asleep")
+        assert engine.measured_bytes() < awake_bytes - (60 << 20)
+        for _ in range(2):
+            assert (await engine.call(calls.wake)).ok
+        assert (await client.get("/is_sleeping")).json() == {"is_sleeping": False}
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert engine.measured_bytes() > awake_bytes - (4 << 20)
+
+
+@pytest.mark.parametrize("how", ["sleep", "wake"])
+async def test_it_may_refuse_to_sleep_or_to_wake(start: Start, how: str) -> None:
+    engine = start("simulated", simulated(simulate={"sleep": 0, "fail": how}, sleep=True))
+    await engine.wait_ready(BOUND_S)
+    async with client_of(engine) as client:
+        assert (await client.post("/sleep")).status_code == (500 if how == "sleep" else 200)
+        assert (await client.post("/wake_up")).status_code == (500 if how == "wake" else 200)
+    assert engine.exit is None
+
+
+@pytest.mark.parametrize(("simulate", "asked"), [({}, True), ({"sleep": 0}, False)])
+async def test_it_sleeps_only_if_that_was_asked_for(start: Start, simulate: dict[str, int], asked: bool) -> None:
+    engine = start("simulated", simulated(simulate=simulate, sleep=asked))
+    await engine.wait_ready(BOUND_S)
+    async with client_of(engine) as client:
+        assert (await client.post("/sleep")).status_code == 404
+
+
 async def test_a_load_that_fails(start: Start) -> None:
     engine = start("simulated", simulated(simulate={"load": 50, "fail": "load", "fail_status": 5}))
     told = r"(?s)exited with status 5 before it was ready.*\na: simulated failure of the load"
@@ -326,7 +367,7 @@ async def test_a_start_costs_little(start: Start) -> None:
     ("simulate", "told"),
     [
         ({"lod": 1}, "simulate has no 'lod'; known are load, unload, tokens_per_second"),
-        ({"fail": "always"}, "simulate.fail is 'always'; it is never, load or crash"),
+        ({"fail": "always"}, "simulate.fail is 'always'; it is one of never, load, crash, sleep, wake"),
         ({"load": -1}, "simulate.load is -1; give a number of at least 0"),
         ({"allocate": "1GiB"}, "simulate.allocate is '1GiB'"),
     ],
