@@ -45,8 +45,9 @@ PROCESS_SETTINGS = {
 class GatewayDeployment:
     """One replica of the gateway: its own holder of leases, its own connections to the engines."""
 
-    def __init__(self, body_bytes_max: int, idle_s_max: float) -> None:
-        self._limits = GatewayLimits(body_bytes_max=body_bytes_max, relay=RelayLimits(idle_s_max=idle_s_max))
+    def __init__(self, body_bytes_max: int, idle_s_max: float, needs_key: bool) -> None:
+        relay = RelayLimits(idle_s_max=idle_s_max)
+        self._limits = GatewayLimits(body_bytes_max=body_bytes_max, needs_key=needs_key, relay=relay)
 
     def __serve_build_asgi_app__(self) -> Gateway:
         return Gateway(AllocatorCalls(), self._limits)
@@ -56,13 +57,15 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     """For `serve.run(..., route_prefix="/")` and Serve's config files.
 
     `args`: `replicas`, `body_bytes_max` (of a request), `idle_s_max` (seconds in which neither side of a
-    request that is served moves). ValueError names a key that is not one of these.
+    request that is served moves), `needs_key` (nobody gets in without an API key, also while there is none; so by
+    default: only who knows that no other machine reaches it may say false). ValueError names one that is not known.
     """
     limits = GatewayLimits()
     known: dict[str, Any] = {
         "replicas": REPLICAS,
         "body_bytes_max": limits.body_bytes_max,
         "idle_s_max": limits.relay.idle_s_max,
+        "needs_key": True,
     }
     if unknown := sorted(set(args) - set(known)):
         raise ValueError(f"the gateway has no setting {unknown[0]!r}; it has {', '.join(known)}")

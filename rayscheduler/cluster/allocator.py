@@ -30,6 +30,7 @@ from rayscheduler.cluster.figuring import Figuring
 from rayscheduler.cluster.housekeeping import Housekeeping
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
+from rayscheduler.cluster.key_book import KeyBook, KeyCalls
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, error_of, refused, said, unknown_model, unknown_tier
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
@@ -56,7 +57,7 @@ CONCURRENCY = 20_000  # requests that wait for a lease, each in a call of its ow
 logger = logging.getLogger(__name__)
 
 
-class Allocator:
+class Allocator(KeyCalls):
     """Made once per cluster, by `start.py`. `checked`: validate every invariant after every event."""
 
     async def __init__(self, checked: bool = False) -> None:  # type: ignore[misc]
@@ -73,6 +74,7 @@ class Allocator:
         self._agents = Agents()
         self._roster = Roster(self._mailbox, self._suspect, self._engine_ended)
         self._store = Store()
+        self._keys = KeyBook(self._store)
         self._executor = Executor(self, self._store)
         self._pins: dict[str, bool] = {}
         mailbox, nodes, leases, roster = self._mailbox, self._membership, self._leases, self._roster
@@ -88,6 +90,7 @@ class Allocator:
             mailbox, nodes, self._agents, leases, roster, self._executor, self._figuring.watch
         )
         self._looking = self._spawn(self._housekeeping.look_around())
+        await self._keys.begin()
         config_json = await asyncio.to_thread(self._store.config)
         if config_json is not None:
             self._recovery = Recovery()

@@ -66,3 +66,15 @@ class AllocatorCalls:
 
     async def pin(self, model: str, pinned: bool) -> Any:
         return await self._call("pin", model, pinned)
+
+    async def keys(self, version: str = "") -> Any:
+        return await self._call("keys", version)
+
+    async def create_key(self, settings: dict[str, Any], replace: bool = False) -> Any:
+        return await self._call("create_key", settings, replace)
+
+    async def revoke_key(self, name: str) -> Any:
+        return await self._call("revoke_key", name)
+
+    async def listed_keys(self) -> Any:
+        return await self._call("listed_keys")

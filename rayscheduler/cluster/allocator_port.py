@@ -57,3 +57,14 @@ class AllocatorPort(Protocol):
     async def unload(self, model: str) -> Answer: ...
 
     async def pin(self, model: str, pinned: bool) -> Answer: ...
+
+    async def keys(self, version: str = "") -> Answer:
+        """The API keys, if they are not those of `version`: `{"version", "keys": […], "tiers": {name: priority}}`,
+        keys as `Key.told` with every name of their models; else `{"version"}`."""
+
+    async def create_key(self, settings: dict[str, Any], replace: bool = False) -> Answer:
+        """`settings`: as `Key.told`. `{"ok", "message", "key"}` or `{"error": …}`."""
+
+    async def revoke_key(self, name: str) -> Answer: ...
+
+    async def listed_keys(self) -> Sequence[Answer]: ...

@@ -8,7 +8,8 @@
     GET  /, /page/FILE               the live page (rayscheduler/page/)
 
 Rules of this file: it knows HTTP and the allocator's port, not Ray. Whatever goes wrong before the first
-byte of an answer is one error body in OpenAI's form.
+byte of an answer is one error body in OpenAI's form. Who asks is settled (keyring.py) before anything that is
+sent is read; only health and the page's files, in which nothing is told, are for everybody.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from rayscheduler.cluster.allocator_port import AllocatorPort
 from rayscheduler.cluster.holder import Ask, LeaseLimits, Leases
+from rayscheduler.cluster.keys import Scope as KeyScope
 from rayscheduler.errors import AllocatorUnavailable, RayschedulerError
 from rayscheduler.serving.admin import API, MODELS, Admin, allowed, not_found
 from rayscheduler.serving.asgi import (
@@ -36,6 +38,7 @@ from rayscheduler.serving.asgi import (
     send_json,
     send_whole,
 )
+from rayscheduler.serving.keyring import Keyring
 from rayscheduler.serving.openai import MODEL_PATHS, ApiError, error_body, error_headers, model_call
 from rayscheduler.serving.relay import Relay, RelayLimits
 
@@ -57,10 +60,13 @@ PAGE_HEADERS = [
 
 @dataclass(frozen=True)
 class GatewayLimits:
-    """A limit on everything that a client or an engine can make us wait for or hold."""
+    """A limit on everything that a client or an engine can make us wait for or hold. `needs_key`: also where no
+    key was made yet nobody gets in without one."""
 
     body_bytes_max: int = 64 << 20
     body_idle_s_max: float = 30.0
+    needs_key: bool = False
+    keys_s: float = 1.0  # between two looks at the API keys
     leases: LeaseLimits = field(default_factory=LeaseLimits)
     relay: RelayLimits = field(default_factory=RelayLimits)
 
@@ -74,6 +80,7 @@ class Gateway:
         self.limits = limits or GatewayLimits()
         self.leases = Leases(allocator, holder or f"gateway-{uuid.uuid4().hex[:12]}", self.limits.leases)
         self._relay = Relay(self.leases, self.limits.relay)
+        self.keyring = Keyring(allocator, self.limits.needs_key, self.limits.keys_s)
         self._admin = Admin(allocator, int(time.time()))
         self._page = {
             "/" if file.name == "index.html" else f"/page/{file.name}": (
@@ -88,9 +95,11 @@ class Gateway:
     async def running(self) -> AsyncIterator[Gateway]:
         await self.leases.start()
         await self._relay.start()
+        await self.keyring.start()
         try:
             yield self
         finally:
+            await self.keyring.close()
             await self._relay.close()
             await self.leases.close()
 
@@ -126,18 +135,24 @@ class Gateway:
             await _send_error(send, ApiError(500, "internal", "The gateway failed; its log says more."))
 
     async def _relay_model(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed(scope["method"], "POST")
         headers: Headers = scope["headers"]
-        body = await read_body(scope, receive, self.limits.body_bytes_max, self.limits.body_idle_s_max)
-        call = model_call(body, header(headers, b"content-type").decode("latin-1"))
-        query = scope.get("query_string")
-        target = f"{path}?{query.decode('latin-1')}" if query else path
-        await self._relay.serve(call, _ask(call.model, headers), target, headers, receive, send)
+        caller = self.keyring.caller(headers)
+        allowed(scope["method"], "POST")
+        caller.require(KeyScope.INFERENCE)
+        with self.keyring.request(caller):
+            body = await read_body(scope, receive, self.limits.body_bytes_max, self.limits.body_idle_s_max)
+            call = model_call(body, header(headers, b"content-type").decode("latin-1"))
+            caller.require_model(call.model)
+            ask = self.keyring.as_urgent_as_allowed(caller, _ask(call.model, headers))
+            query = scope.get("query_string")
+            target = f"{path}?{query.decode('latin-1')}" if query else path
+            await self._relay.serve(call, ask, target, headers, receive, send)
 
     async def _answer_ourselves(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         method: str = scope["method"]
         if path == MODELS or path.startswith((MODELS + "/", API)):
-            value = await self._admin.answer(method, path, scope.get("query_string", b""), scope["headers"])
+            caller = self.keyring.caller(scope["headers"])
+            value = await self._admin.answer(caller, method, path, scope.get("query_string", b""), scope["headers"])
             await send_json(send, 200, value, [(b"cache-control", b"no-store")])
         elif path == "/health":
             allowed(method, "GET")

@@ -17,6 +17,7 @@ from aiohttp import web
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from rayscheduler.cluster.keys import Key, version_of
 from rayscheduler.errors import AllocatorUnavailable
 from rayscheduler.serving.gateway import Gateway
 
@@ -61,6 +62,9 @@ class FakeAllocator(Announcer):
         self.unreachable: list[tuple[str, str]] = []
         self.heartbeats: list[tuple[str, list[list[str]]]] = []
         self.verbs: list[tuple[str, str, object]] = []
+        self.api_keys: list[Key] = []
+        self.tiers = {"interactive": 100, "batch": 0}
+        self.looked_at_keys = 0
         self.state: dict[str, Any] = {"nodes": [], "replicas": [], "models": [], "queue": []}
 
     def _call(self, method: str) -> None:
@@ -181,6 +185,26 @@ class FakeAllocator(Announcer):
 
     async def pin(self, model: str, pinned: bool) -> dict[str, Any]:
         return self._verb("pin", model, pinned)
+
+    async def keys(self, version: str = "") -> dict[str, Any]:
+        self._call("keys")
+        told = {"keys": [key.told() for key in self.api_keys], "tiers": self.tiers}
+        self.looked_at_keys += 1
+        return {"version": version_of(told), **told} if version_of(told) != version else {"version": version}
+
+    async def known_keys(self) -> None:
+        """Waits until the gateway has seen the keys as they are now."""
+        seen = self.looked_at_keys + 1  # the look that is under way may have been before the change
+        await self.until(lambda: self.looked_at_keys > seen)
+
+    async def create_key(self, settings: dict[str, Any], replace: bool = False) -> dict[str, Any]:
+        raise NotImplementedError
+
+    async def revoke_key(self, name: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    async def listed_keys(self) -> list[dict[str, Any]]:
+        raise NotImplementedError
 
     def _verb(self, verb: str, model: str, argument: object) -> dict[str, Any]:
         self._call(verb)

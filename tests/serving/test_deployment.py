@@ -18,4 +18,5 @@ def test_settings_are_the_gateways() -> None:
     deployment = app._bound_deployment
     assert deployment.num_replicas == 2
     assert deployment.max_ongoing_requests >= 10_000
-    assert deployment.init_kwargs == {"body_bytes_max": 7, "idle_s_max": GatewayLimits().relay.idle_s_max}
+    idle_s = GatewayLimits().relay.idle_s_max
+    assert deployment.init_kwargs == {"body_bytes_max": 7, "idle_s_max": idle_s, "needs_key": True}
