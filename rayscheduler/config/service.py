@@ -11,13 +11,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from rayscheduler.config.cross_checks import check_catalog
 from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
+from rayscheduler.config.limits import LimitsSection
 from rayscheduler.config.models import (
     EngineName,
     EngineWord,
@@ -144,6 +145,7 @@ class ServiceFile(Section):
     """What is served and how."""
 
     scheduler: SchedulerSection = SchedulerSection()
+    limits: LimitsSection = LimitsSection()
     event_log: EventLogSection | None = None
     models: list[ModelEntry] = Field(
         examples=["[{name: a, engine: llama-cpp, source: a.gguf, memory: 2GiB}]"],
@@ -159,6 +161,7 @@ class ServiceConfig:
     path: str
     lines: tuple[int, ...] = ()
     event_log: EventLogSection | None = None
+    limits: LimitsSection = field(default_factory=LimitsSection)
 
     def line_of(self, index: int) -> int | None:
         """The line on which `models[index]` starts."""
@@ -183,6 +186,7 @@ class ServiceConfig:
             {
                 "scheduler": self.scheduler.model_dump(mode="json", exclude_unset=True),
                 "models": [entry.model_dump(mode="json", exclude_unset=True) for entry in self.models],
+                "limits": self.limits.model_dump(mode="json", exclude_unset=True),
                 **({"event_log": self.event_log.model_dump(mode="json")} if self.event_log else {}),
             }
         )
@@ -209,7 +213,7 @@ def _config(document: Document, folder: str | None) -> ServiceConfig:
     check_catalog(document, file.scheduler, file.models)
     models = file.models if folder is None else [_with_absolute_paths(entry, folder) for entry in file.models]
     lines = tuple(document.line(("models", index)) for index in range(len(models)))
-    return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log)
+    return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log, file.limits)
 
 
 def _with_absolute_paths(entry: ModelEntry, folder: str) -> ModelEntry:

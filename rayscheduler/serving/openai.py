@@ -85,7 +85,7 @@ def error_headers(error: RayschedulerError) -> list[tuple[bytes, bytes]]:
         headers.append((b"retry-after", str(RETRY_AFTER_S if seconds is None else seconds).encode()))
     if allow := getattr(error, "allow", ""):
         headers.append((b"allow", allow.encode()))
-    if error.http_status in (408, 413):
+    if error.http_status in (408, 413, 431):
         headers.append((b"connection", b"close"))
     return headers
 
