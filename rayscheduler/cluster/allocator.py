@@ -14,16 +14,16 @@ import logging
 import math
 import os
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.agreement import differences, held_groups
+from rayscheduler.cluster.audit_log import AuditLog, OperatorCalls
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.dispatch import Dispatch
-from rayscheduler.cluster.event_log import EventLog
+from rayscheduler.cluster.event_log import EventLog, event_log_of
 from rayscheduler.cluster.executor import EngineEnded, Executor
 from rayscheduler.cluster.explaining import explain
 from rayscheduler.cluster.figuring import Figuring
@@ -41,7 +41,7 @@ from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState,
 from rayscheduler.cluster.roster import Roster
 from rayscheduler.cluster.status_view import status_of
 from rayscheduler.cluster.store import Store
-from rayscheduler.config.service import ServiceConfig, config_from_json
+from rayscheduler.config.service import config_from_json
 from rayscheduler.core import events as ev
 from rayscheduler.core.explain import Verdict as PlanVerdict
 from rayscheduler.core.lifecycle import State
@@ -57,7 +57,7 @@ CONCURRENCY = 20_000  # requests that wait for a lease, each in a call of its ow
 logger = logging.getLogger(__name__)
 
 
-class Allocator(KeyCalls):
+class Allocator(OperatorCalls, KeyCalls):
     """Made once per cluster, by `start.py`. `checked`: validate every invariant after every event."""
 
     async def __init__(self, checked: bool = False) -> None:  # type: ignore[misc]
@@ -74,7 +74,7 @@ class Allocator(KeyCalls):
         self._agents = Agents()
         self._roster = Roster(self._mailbox, self._suspect, self._engine_ended)
         self._store = Store()
-        self._keys = KeyBook(self._store)
+        self._keys, self._audit = KeyBook(self._store), AuditLog()
         self._executor = Executor(self, self._store)
         self._pins: dict[str, bool] = {}
         mailbox, nodes, leases, roster = self._mailbox, self._membership, self._leases, self._roster
@@ -132,7 +132,8 @@ class Allocator(KeyCalls):
         scheduler.restore(known, at_ms)
         for model, serial in serials.items():
             scheduler.seed_serial(ModelName(model), serial)
-        self._event_log = _event_log(catalog.config)
+        self._event_log = event_log_of(catalog.config)
+        self._audit.open(catalog.config.audit_log)
         if self._event_log is not None:
             self._event_log.restored(at_ms, known, serials)
         self._catalog, self._scheduler = catalog, scheduler
@@ -255,7 +256,7 @@ class Allocator(KeyCalls):
         await self._progress.past(serial, timeout_s)
         return await self.status()
 
-    # -- what operators call ----------------------------------------------------------------------
+    # -- what operators call, by way of `operate` (audit_log.py) -----------------------------------
 
     async def deploy(self, config_json: str) -> dict[str, Any]:
         """Serve this catalog from now on. Another `scheduler:` section takes a restart of this actor, which
@@ -275,6 +276,7 @@ class Allocator(KeyCalls):
         await asyncio.to_thread(self._store.write_config, config_json)
         self._catalog = catalog
         self._figuring.deploy(catalog)
+        self._audit.open(catalog.config.audit_log)
         return {"ok": True, "message": f"{len(catalog.config.models)} models"}
 
     async def load(self, model: str, wait: bool = False) -> dict[str, Any]:
@@ -439,10 +441,3 @@ class Allocator(KeyCalls):
             # Half an allocator is worse than none: the next one learns from those who run.
             logger.critical("the allocator failed and restarts", exc_info=problem)
             os._exit(1)
-
-
-def _event_log(config: ServiceConfig) -> EventLog | None:
-    section = config.event_log
-    if section is None:
-        return None
-    return EventLog(Path(section.path), config.settings(), section.file_size, section.keep)

@@ -14,6 +14,7 @@ ALLOCATOR = "allocator"
 GATEWAY_APP = "rayscheduler"
 RUNNER_DEPLOYMENT = "Runner"
 APP_PREFIX = "rs-replica:"
+LOCAL_OPERATOR = "local operator"  # as the audit log calls whoever asks through Ray
 KV_NAMESPACE = b"rayscheduler"
 
 SIMULATED_RESOURCE = "simulated-devices"

@@ -23,7 +23,7 @@ import ray
 
 from rayscheduler.cluster.joining import join, use_token
 from rayscheduler.cluster.keys import Scope, digest_of
-from rayscheduler.cluster.names import ALLOCATOR, GATEWAY_APP, NAMESPACE
+from rayscheduler.cluster.names import ALLOCATOR, GATEWAY_APP, LOCAL_OPERATOR, NAMESPACE
 from rayscheduler.cluster.ports import require_free_port
 from rayscheduler.cluster.ray_head import serve_environment, start_head, stop_head
 from rayscheduler.cluster.resources import detect_devices, resources_json
@@ -213,7 +213,8 @@ def _let_in(allocator: Any, admin_key: str | None, host: str) -> str:
     answered, and there is no key."""
     if admin_key is not None:
         settings = {"name": ADMIN_KEY, "digest": digest_of(admin_key), "scopes": [scope.value for scope in Scope]}
-        answer = ray.get(allocator.create_key.remote(settings, replace=True), timeout=KEYS_WITHIN_S)
+        made = allocator.operate.remote(LOCAL_OPERATOR, "create_key", [settings, True])
+        answer = ray.get(made, timeout=KEYS_WITHIN_S)
         if error := answer.get("error"):
             raise RequestRejected(error["code"], error["status"], error["message"])
     count = len(ray.get(allocator.listed_keys.remote(), timeout=KEYS_WITHIN_S))
@@ -229,7 +230,7 @@ def _deploy(allocator: Any, config: ServiceConfig) -> None:
     deadline_s = time.monotonic() + DEPLOY_WITHIN_S
     while True:
         try:
-            ray.get(allocator.deploy.remote(config.to_json()), timeout=DEPLOY_WITHIN_S)
+            ray.get(allocator.operate.remote(LOCAL_OPERATOR, "deploy", [config.to_json()]), timeout=DEPLOY_WITHIN_S)
             return
         except ray.exceptions.RayActorError as problem:
             if time.monotonic() > deadline_s:
@@ -269,7 +270,8 @@ def _shut_down(owns_serve: bool, ends_ray: bool, say: Said) -> None:
     except ValueError:
         raise AllocatorUnavailable("The Ray cluster is there, but no rayscheduler on it.") from None
     try:
-        answer = ray.get(allocator.shutdown.remote(SHUTDOWN_WITHIN_S), timeout=SHUTDOWN_WITHIN_S + 10)
+        ended = allocator.operate.remote(LOCAL_OPERATOR, "shutdown", [SHUTDOWN_WITHIN_S])
+        answer = ray.get(ended, timeout=SHUTDOWN_WITHIN_S + 10)
         if not answer["ok"]:
             say(answer["message"])
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as problem:

@@ -141,12 +141,21 @@ class EventLogSection(Section):
     keep: CountOrZero = 8  # older files beside it
 
 
+class AuditLogSection(Section):
+    """Where the allocator writes who changed what by hand: loads, pins, keys, the service file."""
+
+    path: Name = Field(examples=["/var/log/rayscheduler/audit.jsonl"])
+    file_size: Size = 64 * 2**20
+    keep: CountOrZero = 8  # older files beside it
+
+
 class ServiceFile(Section):
     """What is served and how."""
 
     scheduler: SchedulerSection = SchedulerSection()
     limits: LimitsSection = LimitsSection()
     event_log: EventLogSection | None = None
+    audit_log: AuditLogSection | None = None
     models: list[ModelEntry] = Field(
         examples=["[{name: a, engine: llama-cpp, source: a.gguf, memory: 2GiB}]"],
     )
@@ -161,6 +170,7 @@ class ServiceConfig:
     path: str
     lines: tuple[int, ...] = ()
     event_log: EventLogSection | None = None
+    audit_log: AuditLogSection | None = None
     limits: LimitsSection = field(default_factory=LimitsSection)
 
     def line_of(self, index: int) -> int | None:
@@ -188,6 +198,7 @@ class ServiceConfig:
                 "models": [entry.model_dump(mode="json", exclude_unset=True) for entry in self.models],
                 "limits": self.limits.model_dump(mode="json", exclude_unset=True),
                 **({"event_log": self.event_log.model_dump(mode="json")} if self.event_log else {}),
+                **({"audit_log": self.audit_log.model_dump(mode="json")} if self.audit_log else {}),
             }
         )
 
@@ -213,7 +224,7 @@ def _config(document: Document, folder: str | None) -> ServiceConfig:
     check_catalog(document, file.scheduler, file.models)
     models = file.models if folder is None else [_with_absolute_paths(entry, folder) for entry in file.models]
     lines = tuple(document.line(("models", index)) for index in range(len(models)))
-    return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log, file.limits)
+    return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log, file.audit_log, file.limits)
 
 
 def _with_absolute_paths(entry: ModelEntry, folder: str) -> ModelEntry:

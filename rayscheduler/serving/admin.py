@@ -104,11 +104,11 @@ class Admin:
         _refuse_other_sites(headers)
         if verb == "load":
             wait = parse_qs(query.decode("latin-1")).get("wait", ["false"])[-1]
-            answer = await self._allocator.load(name, wait.lower() in ("1", "true"))
+            answer = await self._allocator.load(name, wait.lower() in ("1", "true"), caller.name)
         elif verb == "unload":
-            answer = await self._allocator.unload(name)
+            answer = await self._allocator.unload(name, caller.name)
         else:
-            answer = await self._allocator.pin(name, verb == "pin")
+            answer = await self._allocator.pin(name, verb == "pin", caller.name)
         return unless_refused(answer)
 
 

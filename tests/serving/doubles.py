@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from rayscheduler.cluster.keys import Key, version_of
+from rayscheduler.cluster.names import LOCAL_OPERATOR
 from rayscheduler.errors import AllocatorUnavailable
 from rayscheduler.serving.gateway import Gateway
 
@@ -62,6 +63,7 @@ class FakeAllocator(Announcer):
         self.unreachable: list[tuple[str, str]] = []
         self.heartbeats: list[tuple[str, list[list[str]]]] = []
         self.verbs: list[tuple[str, str, object]] = []
+        self.acted: list[str] = []  # by whom, for each load, unload, pin
         self.api_keys: list[Key] = []
         self.tiers = {"interactive": 100, "batch": 0}
         self.looked_at_keys = 0
@@ -177,14 +179,14 @@ class FakeAllocator(Announcer):
             return {"error": {"code": "model_not_found", "status": 404, "message": "nothing is known of it"}}
         return {"subject": subject, "kind": "model", "decisions": []}
 
-    async def load(self, model: str, wait: bool = False) -> dict[str, Any]:
-        return self._verb("load", model, wait)
+    async def load(self, model: str, wait: bool = False, by: str = LOCAL_OPERATOR) -> dict[str, Any]:
+        return self._verb("load", model, wait, by)
 
-    async def unload(self, model: str) -> dict[str, Any]:
-        return self._verb("unload", model, None)
+    async def unload(self, model: str, by: str = LOCAL_OPERATOR) -> dict[str, Any]:
+        return self._verb("unload", model, None, by)
 
-    async def pin(self, model: str, pinned: bool) -> dict[str, Any]:
-        return self._verb("pin", model, pinned)
+    async def pin(self, model: str, pinned: bool, by: str = LOCAL_OPERATOR) -> dict[str, Any]:
+        return self._verb("pin", model, pinned, by)
 
     async def keys(self, version: str = "") -> dict[str, Any]:
         self._call("keys")
@@ -206,8 +208,9 @@ class FakeAllocator(Announcer):
     async def listed_keys(self) -> list[dict[str, Any]]:
         raise NotImplementedError
 
-    def _verb(self, verb: str, model: str, argument: object) -> dict[str, Any]:
+    def _verb(self, verb: str, model: str, argument: object, by: str) -> dict[str, Any]:
         self._call(verb)
+        self.acted.append(by)
         self.verbs.append((verb, model, argument))
         if model not in self.replicas:
             return {"error": {"code": "model_not_found", "status": 404, "message": f"No model {model}."}}

@@ -130,6 +130,15 @@ async def test_scopes(world: World) -> None:
     assert world.allocator.asked == []
 
 
+async def test_whoever_acts_is_told_to_the_allocator_by_name(world: World) -> None:
+    unload = f"{world.url}/api/v1/models/m/unload"
+    assert (await world.client.post(unload)).status == 200
+    await let_in(world, key(scopes=BOTH))
+    for verb in ("load", "unload", "pin", "unpin"):
+        assert (await world.client.post(f"{world.url}/api/v1/models/m/{verb}", headers=bearer())).status == 200
+    assert world.allocator.acted == ["HTTP without a key", *["key team-a"] * 4]
+
+
 async def test_models_of_a_key(world: World) -> None:
     await let_in(world, key(models=("m", "nick")))
     world.allocator.replicas["other"] = world.allocator.replicas["m"]
