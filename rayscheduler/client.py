@@ -147,7 +147,7 @@ class AsyncAllocatorClient:
         """An API key is refused from now on (2 s at most)."""
         return self._said(await self._ask(lambda: self._allocator.revoke_key(name)))
 
-    async def keys(self) -> list[dict[str, Any]]:
+    async def api_keys(self) -> list[dict[str, Any]]:
         """The API keys: names, and what they may do."""
         return [dict(key) for key in await self._ask(self._allocator.listed_keys)]
 
@@ -265,8 +265,8 @@ class AllocatorClient:
     def revoke_key(self, name: str) -> dict[str, Any]:
         return self._do(self._twin.revoke_key(name))
 
-    def keys(self) -> list[dict[str, Any]]:
-        return self._do(self._twin.keys())
+    def api_keys(self) -> list[dict[str, Any]]:
+        return self._do(self._twin.api_keys())
 
     @contextmanager
     def lease(

@@ -66,7 +66,7 @@ def create(
 def list_keys(address: Address = None, as_json: AsJson = False) -> None:
     """Show which keys there are and what they may do. The keys themselves are not kept."""
     with control.connected(address) as service:
-        keys = service.keys()
+        keys = service.api_keys()
     if as_json:
         show_json(keys)
     elif keys:

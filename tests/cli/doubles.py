@@ -171,7 +171,7 @@ class FakeService:
         self.asked.append(("revoke_key", name))
         return {"ok": True, "message": f"key {name} is revoked"}
 
-    def keys(self) -> list[dict[str, Any]]:
+    def api_keys(self) -> list[dict[str, Any]]:
         return self.known_keys
 
     def decisions(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
