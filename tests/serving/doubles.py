@@ -17,7 +17,7 @@ from aiohttp import web
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from rayscheduler.cluster.keys import Key, version_of
+from rayscheduler.cluster.keys import Key, key_of, version_of
 from rayscheduler.cluster.names import LOCAL_OPERATOR
 from rayscheduler.errors import AllocatorUnavailable
 from rayscheduler.serving.gateway import Gateway
@@ -200,13 +200,20 @@ class FakeAllocator(Announcer):
         await self.until(lambda: self.looked_at_keys > seen)
 
     async def create_key(self, settings: dict[str, Any], replace: bool = False) -> dict[str, Any]:
-        raise NotImplementedError
+        self._call("create_key")
+        self.api_keys.append(key_of(settings))
+        return {"ok": True, "message": f"key {settings['name']} is there", "key": {"name": settings["name"]}}
 
     async def revoke_key(self, name: str) -> dict[str, Any]:
-        raise NotImplementedError
+        self._call("revoke_key")
+        if name not in [key.name for key in self.api_keys]:
+            return {"error": {"code": "key_not_found", "status": 404, "message": f"there is no key {name!r}"}}
+        self.api_keys = [key for key in self.api_keys if key.name != name]
+        return {"ok": True, "message": f"key {name} is revoked"}
 
     async def listed_keys(self) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        self._call("listed_keys")
+        return [{"name": key.name} for key in self.api_keys]
 
     def _verb(self, verb: str, model: str, argument: object, by: str) -> dict[str, Any]:
         self._call(verb)
