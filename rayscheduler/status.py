@@ -170,6 +170,8 @@ def _replicas(replicas: Sequence[Json]) -> Table:
     table = _table("Replicas", "replica", "state", "on", ">reserved", ">measured", ">leases", ">for", ">idle", "")
     for replica in replicas:
         notes = ["pinned"] if replica["pinned"] else []
+        if replica["adapters"]:
+            notes.append(f"with {', '.join(replica['adapters'])}")
         if replica["makes_way_for"]:
             notes.append(f"makes way for {replica['makes_way_for']}")
         _row(

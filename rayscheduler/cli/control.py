@@ -52,17 +52,23 @@ def load(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a model, and keep wanting it until it runs or is unloaded. Other models may have to make way."""
+    """Load a model, and keep wanting it until it runs or is unloaded. Other models may have to make way.
+
+    A LoRA adapter is loaded into the replicas of its base, and that before it.
+    """
     from rayscheduler.cli.loading import load_and_watch
 
     with connected(address) as service:
         entry = known_model(service.status(), model)
-        answer = load_and_watch(service, entry["name"]) if wait else service.load(entry["name"], wait=False)
+        answer = load_and_watch(service, entry) if wait else service.load(entry["name"], wait=False)
     _tell(answer, as_json)
 
 
 def unload(model: ModelName, address: Address = None, as_json: AsJson = False) -> None:
-    """Stop all replicas of a model at once, serving or not. Requests that wait for it are rejected."""
+    """Stop all replicas of a model at once, serving or not. Requests that wait for it are rejected.
+
+    A LoRA adapter leaves the replicas of its base, with its last request there.
+    """
     with connected(address) as service:
         entry = known_model(service.status(), model)
         answer = service.unload(entry["name"])
@@ -107,9 +113,9 @@ def decisions(
 
 
 def known_model(now: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The entry of a model or alias. RequestRejected, with the nearest name, if there is none."""
+    """The entry of a model, an adapter or an alias. RequestRejected, with the nearest name, if there is none."""
     names = []
-    for entry in now["models"]:
+    for entry in (*now["models"], *now["adapters"]):
         if name == entry["name"] or name in entry["aliases"]:
             return dict(entry)
         names += [entry["name"], *entry["aliases"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,15 +47,21 @@ def check(
     for model in known:
         if (refused := contradiction(config, model)) is not None:
             raise refused
-    names = [model.name for model in config.models]
+    names, adapters = [model.name for model in config.models], [adapter.name for adapter in config.adapters]
     if as_json:
         estimates = {model.entry.name: model.figures.bytes_by_count() for model in known if not model.entry.says_memory}
-        show_json({"file": str(file), "valid": True, "models": names, "estimated_bytes_by_count": estimates})
+        told = {"file": str(file), "valid": True, "models": names, "adapters": adapters}
+        show_json({**told, "estimated_bytes_by_count": estimates})
     else:
         for model in known:
             if not model.entry.says_memory:
                 show_line(model.words)
-        show_line(f"{file}: {len(names)} model{'' if len(names) == 1 else 's'}, nothing wrong")
+        further = f" and {_several(adapters, 'adapter')}" if adapters else ""
+        show_line(f"{file}: {_several(names, 'model')}{further}, nothing wrong")
+
+
+def _several(names: Sequence[str], word: str) -> str:
+    return f"{len(names)} {word}{'' if len(names) == 1 else 's'}"
 
 
 @config_app.command("schema")

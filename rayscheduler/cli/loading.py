@@ -23,27 +23,31 @@ class Shown(Protocol):
     def __call__(self, phase: str) -> None: ...
 
 
-def load_and_watch(service: AllocatorClient, model: str) -> dict[str, Any]:
-    """Asks for the load and returns when the model runs; raises what the allocator says if it does not.
+def load_and_watch(service: AllocatorClient, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Asks for the load of a model, or adapter, of the status, and returns when it runs; raises what the allocator
+    says if it does not.
 
     Interrupted, the load goes on: the model stays wanted.
     """
+    model, base = entry["name"], entry.get("base")
     began = time.monotonic()
     asked = _in_background(service, model)
     try:
         with _progress(model) as shown:
             while not wait([asked], LOOK_AGAIN_S).done:
-                if phase := phase_of(service.status(), model):
+                if phase := phase_of(service.status(), base or model):
                     shown(phase)
     except KeyboardInterrupt:
         say(f"{model} goes on loading; `rayscheduler unload {model}` gives it up")
         raise
     answer = dict(asked.result())
     after = service.status()
-    running = [r for r in after["replicas"] if r["model"] == model and r["state"] == "RUNNING"]
+    running = [r for r in after["replicas"] if r["model"] == (base or model) and r["state"] == "RUNNING"]
     seconds = time.monotonic() - began
     where = f": {running[0]['id']} on {place(running[0])}" if running else ""
-    answer["message"] = f"{model} runs{where}, after {duration(seconds)}"
+    answer["message"] = (
+        f"{answer['message']}, after {duration(seconds)}" if base else f"{model} runs{where}, after {duration(seconds)}"
+    )
     answer["model"], answer["waited_s"] = model, round(seconds, 3)
     answer["replica"] = running[0]["id"] if running else None
     return answer

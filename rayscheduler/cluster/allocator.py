@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from rayscheduler.cluster.adapters import Adapters, pins_its_base
 from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.agreement import differences, held_groups
 from rayscheduler.cluster.audit_log import AuditLog, OperatorCalls
@@ -39,12 +40,12 @@ from rayscheduler.cluster.progress import Progress
 from rayscheduler.cluster.recovery import Recovery
 from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState, Verdict, Watched
 from rayscheduler.cluster.roster import Roster
+from rayscheduler.cluster.seeing import seen
 from rayscheduler.cluster.status_view import status_of
 from rayscheduler.cluster.store import Store
 from rayscheduler.config.service import config_from_json
 from rayscheduler.core import events as ev
 from rayscheduler.core.explain import Verdict as PlanVerdict
-from rayscheduler.core.lifecycle import State
 from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId, Snapshot
 
@@ -80,8 +81,9 @@ class Allocator(OperatorCalls, KeyCalls):
         mailbox, nodes, leases, roster = self._mailbox, self._membership, self._leases, self._roster
         self._figuring = Figuring(mailbox, nodes, self._agents, roster, leases, self._store, self._snapshot, self._pins)
         self._figures = self._figuring.book
-        order, backoff_s = self._executor.order, self._backoff_s
-        self._dispatch = Dispatch(leases, roster, nodes, self._journal, self._figures, order, backoff_s)
+        self._adapters = Adapters(leases, roster, self._progress)
+        books, order, backoff_s = (self._figures, self._adapters), self._executor.order, self._backoff_s
+        self._dispatch = Dispatch(leases, roster, nodes, self._journal, *books, order, backoff_s)
         self._event_log: EventLog | None = None
         self._recovery: Recovery | None = None
         self._catalog: Catalog | None = None
@@ -122,6 +124,7 @@ class Allocator(OperatorCalls, KeyCalls):
             found = self._recovery.found(reports)
             for report in reports:
                 self._roster.adopt(report)
+                self._adapters.found(report.launch.replica)
             for event in found:
                 for request, holder in event.leases.items():
                     self._leases.adopt(request, holder, event.replica, self._dispatch.grant(event.replica))
@@ -183,10 +186,10 @@ class Allocator(OperatorCalls, KeyCalls):
             if tier not in tiers:
                 return said(unknown_tier(tier, tiers))
             priority = tiers[tier]
-        name = self._deployed.resolve(model)
+        name, adapter = self._deployed.resolve(model), self._deployed.adapter(model)
 
         def ask(left_ms: int | None) -> asyncio.Future[Reply]:
-            return self._leases.ask(name, RequestId(request_id), holder, priority, left_ms)
+            return self._leases.ask(name, RequestId(request_id), holder, priority, left_ms, adapter)
 
         return self._figuring.once_sized(name, deadline_ms, ask)
 
@@ -223,7 +226,8 @@ class Allocator(OperatorCalls, KeyCalls):
             "counters": dict(self._journal.counters),
             "leaving": sum(record.leaving_since_ms is not None for record in self._roster.records.values()),
         }
-        return status_of(self._snapshot(), self._membership, self._roster, self._deployed, self._figures, head)
+        books = (self._membership, self._roster, self._deployed, self._figures, self._adapters)
+        return status_of(self._snapshot(), *books, head)
 
     async def decisions(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
         """The last ones, newest first. `subject`: a model, replica or request."""
@@ -274,6 +278,7 @@ class Allocator(OperatorCalls, KeyCalls):
             self._loop.call_later(EXIT_AFTER_S, os._exit, 1)
             return {"ok": True, "message": "the scheduler section has changed: the allocator restarts"}
         await asyncio.to_thread(self._store.write_config, config_json)
+        self._adapters.redeployed(self._deployed.config.adapters, catalog.config.adapters)
         self._catalog = catalog
         self._figuring.deploy(catalog)
         self._audit.open(catalog.config.audit_log)
@@ -290,16 +295,21 @@ class Allocator(OperatorCalls, KeyCalls):
             await self._progress.past(self._progress.serial, 0.25)  # it is in the mailbox
         if plan is None:
             return unknown_model(model)
-        seen = self._seen(name)
-        if plan.verdict is PlanVerdict.NEVER and not seen["there"]:
+        now = seen(self._snapshot(), name)
+        if plan.verdict is PlanVerdict.NEVER and not now["there"]:
             return refused(RejectCode.NEVER_FITS, plan.message)
         self._mailbox.put(ev.LoadAsked(name))
+        if adapter := self._deployed.adapter(model):
+            loading = self._adapters.load(adapter, self._loaded(name, now["failures"]))
+            return await loading if wait else {"ok": True, "message": f"{adapter.name} is loaded into {name}"}
         if not wait:
-            return {"ok": True, "message": f"{name} is there already" if seen["there"] else plan.message}
-        return await self._loaded(name, seen["failures"])
+            return {"ok": True, "message": f"{name} is there already" if now["there"] else plan.message}
+        return await self._loaded(name, now["failures"])
 
     async def unload(self, model: str) -> dict[str, Any]:
         await self._ready.wait()
+        if adapter := self._deployed.adapter(model):
+            return self._adapters.unload(adapter)
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
             return unknown_model(model)
@@ -309,6 +319,8 @@ class Allocator(OperatorCalls, KeyCalls):
     async def pin(self, model: str, pinned: bool) -> dict[str, Any]:
         """Make its replicas immovable, or let them go; kept over a restart of the allocator."""
         await self._ready.wait()
+        if adapter := self._deployed.adapter(model):
+            return pins_its_base(adapter)
         name = self._deployed.resolve(model)
         if self._deployed.entry(name) is None:
             return unknown_model(model)
@@ -399,34 +411,21 @@ class Allocator(OperatorCalls, KeyCalls):
     def _engine_ended(self, replica: ReplicaId) -> None:
         self._executor.order([EngineEnded(replica)])
 
-    def _seen(self, name: ModelName) -> dict[str, Any]:
-        snapshot = self._snapshot()
-        model = next((model for model in snapshot.models if model.model.name == name), None)
-        mine = [replica for replica in snapshot.replicas if replica.model == name]
-        return {
-            "there": any(replica.state in (State.PENDING, State.STARTING, State.RUNNING) for replica in mine),
-            "running": [replica.id for replica in mine if replica.state == State.RUNNING],
-            "failures": model.failures if model else 0,
-            "wanted": model is not None and model.wanted,
-            "backoff_until_ms": model.backoff_until_ms if model else None,
-            "error": model.last_error if model else "it is not in the catalog any more",
-        }
-
     async def _loaded(self, name: ModelName, failures: int) -> dict[str, Any]:
         serial = self._progress.serial
         while True:
             await self._progress.past(serial, math.inf)
             serial = self._progress.serial
-            seen = self._seen(name)
-            if seen["running"]:
-                return {"ok": True, "message": f"{name} runs as {', '.join(seen['running'])}"}
-            if seen["failures"] > failures:
-                return refused(RejectCode.LOAD_FAILED, f"{name} could not be loaded: {seen['error']}")
-            if not seen["wanted"] and not seen["there"]:
+            now = seen(self._snapshot(), name)
+            if now["running"]:
+                return {"ok": True, "message": f"{name} runs as {', '.join(now['running'])}"}
+            if now["failures"] > failures:
+                return refused(RejectCode.LOAD_FAILED, f"{name} could not be loaded: {now['error']}")
+            if not now["wanted"] and not now["there"]:
                 return refused(RejectCode.UNLOADED, f"{name} was unloaded before it ran")
 
     def _backoff_s(self, name: ModelName) -> int:
-        until_ms = self._seen(name)["backoff_until_ms"]
+        until_ms = seen(self._snapshot(), name)["backoff_until_ms"]
         return 0 if until_ms is None else math.ceil(max(0, until_ms - now_ms()) / 1000)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -12,6 +12,7 @@ from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.names import DEVICES_LABEL, REAL
 from rayscheduler.cluster.placement_groups import MIB, bytes_on
 from rayscheduler.cluster.reports import Launch
+from rayscheduler.config.adapters import AdapterSection
 from rayscheduler.config.models import EngineName
 from rayscheduler.config.service import ModelEntry, ServiceConfig
 from rayscheduler.core.types import Model, ModelName, Placement, ReplicaId
@@ -24,14 +25,20 @@ class Catalog:
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
         self._entries: dict[str, ModelEntry] = {entry.name: entry for entry in config.models}
-        self._names = {**{name: name for name in self._entries}, **config.aliases}
+        self._adapters = {adapter.name: adapter for adapter in config.adapters}
+        self._names = {**{name: name for name in (*self._entries, *self._adapters)}, **config.aliases}
 
     def __iter__(self) -> Iterator[ModelEntry]:
         return iter(self._entries.values())
 
     def resolve(self, name: str) -> ModelName:
-        """The model of a name or alias; a name that nobody knows is left as it is."""
-        return ModelName(self._names.get(name, name))
+        """The model of a name or alias, of an adapter its base; a name that nobody knows is left as it is."""
+        adapter = self.adapter(name)
+        return ModelName(self._names.get(name, name) if adapter is None else adapter.base)
+
+    def adapter(self, name: str) -> AdapterSection | None:
+        """The adapter of a name or alias; None: it is none."""
+        return self._adapters.get(self._names.get(name, name))
 
     def entry(self, name: str) -> ModelEntry | None:
         return self._entries.get(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from rayscheduler.cluster.adapters import Adapters
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.executor import Order, Start, Stop
 from rayscheduler.cluster.figure_book import FigureBook
@@ -39,6 +40,7 @@ class Dispatch:
         membership: Membership,
         journal: Journal,
         figures: FigureBook,
+        adapters: Adapters,
         order: Callable[[Iterable[Order]], None],
         backoff_s: Callable[[ModelName], int],
     ) -> None:
@@ -47,6 +49,7 @@ class Dispatch:
         self._membership = membership
         self._journal = journal
         self._figures = figures
+        self._adapters = adapters
         self._order = order
         self._backoff_s = backoff_s
 
@@ -56,7 +59,7 @@ class Dispatch:
         for decision in decisions:
             self._journal.note(decision, serial)
             if isinstance(decision, Grant):
-                self._leases.granted(decision.request, decision.replica, self.grant(decision.replica))
+                self._grant(decision)
             elif isinstance(decision, Reject):
                 self._reject(decision)
             elif isinstance(decision, StopReplica):
@@ -81,6 +84,14 @@ class Dispatch:
             "model": str(report.launch.model),
         }
 
+    def _grant(self, decision: Grant) -> None:
+        request, replica = decision.request, decision.replica
+        adapter = self._leases.adapter_of(request)
+        if adapter is None:
+            self._leases.granted(request, replica, self.grant(replica))
+        else:
+            self._adapters.lend(request, replica, adapter, self.grant(replica))
+
     def _reject(self, decision: Reject) -> None:
         problem = self._figures.problem(decision.model)
         if decision.code is RejectCode.MODEL_NOT_FOUND and problem is not None:
@@ -96,6 +107,7 @@ class Dispatch:
         record = self._roster.records.get(replica)
         clean = decision.reason not in _UNCLEAN and record is not None and record.report is not None
         self._leases.replica_gone(replica)
+        self._adapters.replica_gone(replica)
         self._roster.stop(replica)
         return Stop(replica, clean)
 

@@ -91,11 +91,12 @@ class KeyCalls:
 
 
 def _all_names(key: Key, catalog: Catalog | None) -> list[str]:
-    """A request names a model by any of its names. A name that is in no catalog (yet) is left as it is."""
+    """A request names a model by any of its names; an adapter is not its base. A name that is in no catalog (yet) is
+    left as it is."""
     names = set(key.models)
     if catalog is not None:
         for name in key.models:
-            entry = catalog.entry(catalog.resolve(name))
+            entry = catalog.adapter(name) or catalog.entry(catalog.resolve(name))
             if entry is not None:
                 names.update((entry.name, *entry.aliases))
     return sorted(names)

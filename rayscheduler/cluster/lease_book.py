@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
+from rayscheduler.config.adapters import AdapterSection
 from rayscheduler.core.events import HolderLost, RequestArrived, RequestEnded
 from rayscheduler.core.types import HTTP_STATUS, HolderId, ModelName, RejectCode, ReplicaId, RequestId
 
@@ -25,11 +26,18 @@ Reply = dict[str, Any]
 
 @dataclass
 class LeaseRecord:
-    """`replica` None: it waits."""
+    """`replica` None: it waits. `adapter`: what it wants on that replica. `adopted`: it is older than this allocator,
+    which does not know its adapter."""
 
     holder: HolderId
     reply: asyncio.Future[Reply]
     replica: ReplicaId | None = None
+    adapter: AdapterSection | None = None
+    adopted: bool = False
+
+    def answer(self, reply: Reply) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
 
 
 class LeaseBook:
@@ -40,7 +48,13 @@ class LeaseBook:
         self._released_early: dict[RequestId, int] = {}
 
     def ask(
-        self, model: ModelName, request: RequestId, holder: HolderId, priority: int | None, deadline_ms: int | None
+        self,
+        model: ModelName,
+        request: RequestId,
+        holder: HolderId,
+        priority: int | None,
+        deadline_ms: int | None,
+        adapter: AdapterSection | None = None,
     ) -> asyncio.Future[Reply]:
         """The core's decision, some day; not to be cancelled. `deadline_ms` is a duration from now."""
         self.heard(holder)
@@ -48,22 +62,47 @@ class LeaseBook:
             return said(rejection(RejectCode.CANCELLED, "this request was released before it arrived"))
         record = self._records.get(request)
         if record is None:
-            record = LeaseRecord(holder, asyncio.get_running_loop().create_future())
+            record = LeaseRecord(holder, asyncio.get_running_loop().create_future(), adapter=adapter)
             self._records[request] = record
             until_ms = None if deadline_ms is None else now_ms() + deadline_ms
             self._mailbox.put(RequestArrived(request, model, priority, until_ms, holder))
         return record.reply
 
     def granted(self, request: RequestId, replica: ReplicaId, reply: Reply) -> None:
+        record = self.placed(request, replica)
+        if record is not None:
+            record.answer(reply)
+
+    def placed(self, request: RequestId, replica: ReplicaId) -> LeaseRecord | None:
+        """It holds the replica from now on, and will be answered later; None: nobody waits for it any more."""
         record = self._records.get(request)
         if record is not None:
             record.replica = replica
-            _answer(record, reply)
+        return record
+
+    def withdraw(self, request: RequestId, record: LeaseRecord, reply: Reply) -> None:
+        """One that holds a replica, and cannot be served there: it has ended."""
+        if self._records.get(request) is record:
+            del self._records[request]
+            self._mailbox.put(RequestEnded(request))
+        record.answer(reply)
+
+    def adapter_of(self, request: RequestId) -> AdapterSection | None:
+        record = self._records.get(request)
+        return record.adapter if record is not None else None
+
+    def serves(self, replica: ReplicaId, adapter: str) -> bool:
+        """Whether a request uses the adapter there. One of which that is not known may."""
+        return any(
+            record.adopted or (record.adapter is not None and record.adapter.name == adapter and record.reply.done())
+            for record in self._records.values()
+            if record.replica == replica
+        )
 
     def rejected(self, request: RequestId, reply: Reply) -> None:
         record = self._records.pop(request, None)
         if record is not None:
-            _answer(record, reply)
+            record.answer(reply)
 
     def release(self, requests: Iterable[RequestId]) -> None:
         """They have ended, or are not waited for any more."""
@@ -83,7 +122,7 @@ class LeaseBook:
 
     def adopt(self, request: RequestId, holder: HolderId, replica: ReplicaId, reply: Reply) -> None:
         """A lease that an allocator before this one has granted."""
-        self._records[request] = LeaseRecord(holder, said(reply), replica)
+        self._records[request] = LeaseRecord(holder, said(reply), replica, adopted=True)
         self.heard(holder)
 
     def leases_by_replica(self) -> Counter[ReplicaId]:
@@ -154,8 +193,3 @@ def held_by_replica(heartbeats: Mapping[HolderId, Iterable[Iterable[str]]]) -> d
         for request, replica in pairs:
             by_replica.setdefault(replica, {})[RequestId(request)] = holder
     return by_replica
-
-
-def _answer(record: LeaseRecord, reply: Reply) -> None:
-    if not record.reply.done():
-        record.reply.set_result(reply)

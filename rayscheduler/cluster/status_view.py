@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from rayscheduler.cluster.adapters import Adapters
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.figure_book import REFUSED_CODE, FigureBook
 from rayscheduler.cluster.membership import KnownNode, Membership
 from rayscheduler.cluster.reports import ForeignProcess
 from rayscheduler.cluster.roster import Roster, RunnerRecord
+from rayscheduler.config.adapters import AdapterSection
 from rayscheduler.core.lifecycle import State
 from rayscheduler.core.types import (
     Model,
@@ -31,7 +33,13 @@ _COMING = (State.PENDING, State.STARTING)
 
 
 def status_of(
-    snapshot: Snapshot, membership: Membership, roster: Roster, catalog: Catalog, figures: FigureBook, head: Json
+    snapshot: Snapshot,
+    membership: Membership,
+    roster: Roster,
+    catalog: Catalog,
+    figures: FigureBook,
+    adapters: Adapters,
+    head: Json,
 ) -> Json:
     """All of it. `head`: what the allocator says of itself, first keys of the answer."""
     by_model: dict[str, list[ReplicaSnapshot]] = {}
@@ -40,8 +48,9 @@ def status_of(
     return {
         **head,
         "nodes": _nodes(snapshot, membership, str(head["address"])),
-        "replicas": [_replica(replica, roster, snapshot.now_ms) for replica in snapshot.replicas],
+        "replicas": [_replica(replica, roster, adapters, snapshot.now_ms) for replica in snapshot.replicas],
         "models": _models(snapshot, by_model, catalog, figures),
+        "adapters": [_adapter(each, by_model.get(each.base, []), adapters) for each in catalog.config.adapters],
         "queue": [
             {
                 "request": waiting.request,
@@ -124,7 +133,7 @@ def _foreign(process: ForeignProcess) -> Json:
     }
 
 
-def _replica(replica: ReplicaSnapshot, roster: Roster, now_ms: int) -> Json:
+def _replica(replica: ReplicaSnapshot, roster: Roster, adapters: Adapters, now_ms: int) -> Json:
     record = roster.records.get(replica.id)
     report = record.report if record else None
     idle = replica.state == State.RUNNING and not replica.leases
@@ -140,6 +149,7 @@ def _replica(replica: ReplicaSnapshot, roster: Roster, now_ms: int) -> Json:
         "measured_bytes": record.measured_bytes if record else None,
         "measured_device_bytes": record.measured_device_bytes() if record else [None] * len(place.devices),
         "leases": replica.leases,
+        "adapters": adapters.held(replica.id),
         "since_s": _seconds(now_ms - replica.state_since_ms),
         "idle_s": _seconds(now_ms - replica.last_used_ms) if idle else None,
         "pinned": replica.pinned,
@@ -187,6 +197,16 @@ def _models(
         if name in unknown:
             model_told["state"] = "sizing" if problem is None else _unknown_state(problem["code"])
     return sorted(told, key=lambda each: each["name"])
+
+
+def _adapter(adapter: AdapterSection, of_base: list[ReplicaSnapshot], adapters: Adapters) -> Json:
+    return {
+        "name": adapter.name,
+        "aliases": list(adapter.aliases),
+        "base": adapter.base,
+        "source": adapter.source,
+        "replicas": [replica.id for replica in of_base if adapter.name in adapters.held(replica.id)],
+    }
 
 
 def _unknown_state(code: str) -> str:

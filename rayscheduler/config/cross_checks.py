@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rayscheduler.config.adapters import AdapterSection, check_adapters
 from rayscheduler.config.models import ModelSection, SchedulerSection
 from rayscheduler.config.values import Path, one_of_these, shown
 from rayscheduler.config.yaml_lines import Document
@@ -40,7 +41,9 @@ def check_groups(document: Document, scheduler: SchedulerSection, names: Sequenc
                 raise document.wrong(path, what, "keep it in one of them")
 
 
-def check_catalog(document: Document, scheduler: SchedulerSection, models: Sequence[ModelSection]) -> None:
+def check_catalog(
+    document: Document, scheduler: SchedulerSection, models: Sequence[ModelSection | AdapterSection]
+) -> None:
     """ConfigError for names, aliases and groups that do not go together."""
     names = [model.name for model in models]
     check_unique(document, [("models", i, "name") for i in range(len(models))], names, "the model")
@@ -57,3 +60,4 @@ def check_catalog(document: Document, scheduler: SchedulerSection, models: Seque
                 raise document.wrong(path, what, "keep one of them")
             owner[alias] = model.name
     check_groups(document, scheduler, names)
+    check_adapters(document, scheduler, models)

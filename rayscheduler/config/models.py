@@ -314,6 +314,10 @@ class ModelSection(Section):
     """Tokens that the engine computes in one step."""
     embedding: Flag = False
     """It gives embeddings, not text."""
+    max_loras: Count | None = None
+    """Adapters that one replica holds at a time; if left out, as many as the catalog has of it, at most 8."""
+    max_lora_rank: Count | None = None
+    """The highest rank of its adapters; if left out, the highest that their files say."""
     ready_path: Text = "/health"
     """The path that answers 200 once the engine is ready."""
     simulate: SimulateSection = SimulateSection()

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rayscheduler.config.adapters import ModelOrAdapter, adapters_among, models_among
 from rayscheduler.config.cross_checks import check_catalog, check_unique
 from rayscheduler.config.events import EventSection
 from rayscheduler.config.fields import CountOrZero, Duration, Name, Section, Size, SizeRange, word, word_schema
@@ -72,7 +73,7 @@ class ScenarioFile(Section):
 
     scheduler: SchedulerSection = SchedulerSection()
     nodes: list[NodeSection] = Field(default_factory=list, examples=["[{name: n1, backend: nvidia, devices: 2x80GiB}]"])
-    models: list[ModelSection] = Field(default_factory=list, examples=["[{name: a, memory: 60GiB}]"])
+    models: list[ModelOrAdapter[ModelSection]] = Field(default_factory=list, examples=["[{name: a, memory: 60GiB}]"])
     replicas: list[ReplicaSection] = Field(default_factory=list)
     """What already runs when the clock starts."""
     events: list[EventSection] = Field(default_factory=list)
@@ -102,14 +103,17 @@ def parse_scenario(document: Document) -> Scenario:
     node_names = [node.name for node in file.nodes]
     check_unique(document, [("nodes", i, "name") for i in range(len(node_names))], node_names, "the node")
     check_catalog(document, file.scheduler, file.models)
+    sections = models_among(file.models)
     nodes = tuple(node.to_node() for node in file.nodes)
-    models = {ModelName(entry.name): entry.to_model() for entry in file.models}
-    aliases = {alias: entry.name for entry in file.models for alias in entry.aliases}
+    models = {ModelName(entry.name): entry.to_model() for entry in sections}
+    aliases = {alias: entry.name for entry in sections for alias in entry.aliases}
+    for adapter in adapters_among(file.models):  # who asks for one asks for its base
+        aliases |= dict.fromkeys((adapter.name, *adapter.aliases), adapter.base)
     return Scenario(
         settings=file.scheduler.settings(),
         nodes=nodes,
         models=tuple(models.values()),
-        unload_ms={ModelName(entry.name): entry.simulate.unload for entry in file.models},
+        unload_ms={ModelName(entry.name): entry.simulate.unload for entry in sections},
         replicas=_start_state(document, file, nodes, models, aliases),
         events=_events(document, file, aliases),
         until_ms=file.until,
@@ -125,7 +129,7 @@ def _start_state(
 ) -> tuple[ScenarioReplica, ...]:
     """The replicas that are there at 0; ConfigError at the first that cannot be."""
     room = Room(nodes, file.scheduler.cpu_models_on_gpu_nodes)
-    sections = {ModelName(section.name): section for section in file.models}
+    sections = {ModelName(section.name): section for section in models_among(file.models)}
     serials: Counter[ModelName] = Counter()
     replicas = []
     for index, entry in enumerate(file.replicas):

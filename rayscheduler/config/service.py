@@ -10,12 +10,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from rayscheduler.config.adapters import (
+    ADAPTERS_DEFAULT_MAX,
+    AdapterSection,
+    ModelOrAdapter,
+    adapters_among,
+    models_among,
+)
 from rayscheduler.config.cross_checks import check_catalog
 from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
 from rayscheduler.config.limits import LimitsSection
@@ -39,6 +46,8 @@ ONLY_FOR: Mapping[str, tuple[EngineName, ...]] = {
     "kv_cache": _GPU_ENGINES,
     "kv_type": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
     "max_batched_tokens": (*_GPU_ENGINES, EngineName.LLAMA_CPP),
+    "max_loras": (*_GPU_ENGINES, EngineName.SIMULATED),
+    "max_lora_rank": (*_GPU_ENGINES, EngineName.SIMULATED),
 }
 # Whose models lie in files that say what they will take.
 ESTIMATED = (EngineName.LLAMA_CPP, *HUB_ENGINES)
@@ -50,6 +59,7 @@ class ModelEntry(ModelSection):
 
     engine: EngineWord = Field(examples=["llama-cpp"])
     concurrency: Count = CONCURRENCY
+    _adapters: tuple[str, ...] = PrivateAttr(default=())  # the sources of those whose base it is
 
     @property
     def can_be_estimated(self) -> bool:
@@ -63,6 +73,12 @@ class ModelEntry(ModelSection):
     def kind(self) -> str:
         """What clients may ask it for: `chat` (and plain completions) or `embedding`."""
         return "embedding" if self.embedding else "chat"
+
+    def with_adapters(self, sources: Sequence[str]) -> ModelEntry:
+        """The same, which knows what its adapters are made of."""
+        entry = self.model_copy()
+        entry._adapters = tuple(sources)
+        return entry
 
     def simulate_options(self) -> dict[str, object]:
         """What the `simulated` engine is told, by the names of the file; times in milliseconds, sizes in bytes."""
@@ -99,6 +115,9 @@ class ModelEntry(ModelSection):
             "kv_cache_bytes": self.kv_cache,
             "python": self.python,
             "runtime_env": dict(self.runtime_env),
+            "adapters": self._adapters,
+            "max_loras": self.max_loras or min(len(self._adapters), ADAPTERS_DEFAULT_MAX),
+            "max_lora_rank": self.max_lora_rank,
             **(self.container.engine_fields() if self.container is not None else {}),
         }
 
@@ -156,14 +175,15 @@ class ServiceFile(Section):
     limits: LimitsSection = LimitsSection()
     event_log: EventLogSection | None = None
     audit_log: AuditLogSection | None = None
-    models: list[ModelEntry] = Field(
+    models: list[ModelOrAdapter[ModelEntry]] = Field(
         examples=["[{name: a, engine: llama-cpp, source: a.gguf, memory: 2GiB}]"],
     )
 
 
 @dataclass(frozen=True)
 class ServiceConfig:
-    """A service file that has been checked. `path`: where it was, for messages; `lines`: of its models."""
+    """A service file that has been checked. `path`: where it was, for messages; `lines`: of its models.
+    `adapters`: LoRA adapters of models."""
 
     scheduler: SchedulerSection
     models: list[ModelEntry]
@@ -172,6 +192,7 @@ class ServiceConfig:
     event_log: EventLogSection | None = None
     audit_log: AuditLogSection | None = None
     limits: LimitsSection = field(default_factory=LimitsSection)
+    adapters: tuple[AdapterSection, ...] = ()
 
     def line_of(self, index: int) -> int | None:
         """The line on which `models[index]` starts."""
@@ -187,15 +208,20 @@ class ServiceConfig:
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """The model of each alias."""
-        return {alias: entry.name for entry in self.models for alias in entry.aliases}
+        """The model, or adapter, of each alias."""
+        return {alias: entry.name for entry in self.entries for alias in entry.aliases}
+
+    @property
+    def entries(self) -> list[ModelEntry | AdapterSection]:
+        """All that requests may ask for."""
+        return [*self.models, *self.adapters]
 
     def to_json(self) -> str:
         """A text that `config_from_json` reads, on any machine."""
         return json.dumps(
             {
                 "scheduler": self.scheduler.model_dump(mode="json", exclude_unset=True),
-                "models": [entry.model_dump(mode="json", exclude_unset=True) for entry in self.models],
+                "models": [entry.model_dump(mode="json", exclude_unset=True) for entry in self.entries],
                 "limits": self.limits.model_dump(mode="json", exclude_unset=True),
                 **({"event_log": self.event_log.model_dump(mode="json")} if self.event_log else {}),
                 **({"audit_log": self.audit_log.model_dump(mode="json")} if self.audit_log else {}),
@@ -222,9 +248,47 @@ def config_from_json(text: str, file: str = "<stored config>") -> ServiceConfig:
 def _config(document: Document, folder: str | None) -> ServiceConfig:
     file = document.parse(ServiceFile)
     check_catalog(document, file.scheduler, file.models)
-    models = file.models if folder is None else [_with_absolute_paths(entry, folder) for entry in file.models]
-    lines = tuple(document.line(("models", index)) for index in range(len(models)))
-    return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log, file.audit_log, file.limits)
+    models, adapters = models_among(file.models), adapters_among(file.models)
+    _check_sources(document, file.models)
+    lines = tuple(
+        document.line(("models", index))
+        for index, entry in enumerate(file.models)
+        if not isinstance(entry, AdapterSection)
+    )
+    if folder is not None:
+        models = [_with_absolute_paths(entry, folder) for entry in models]
+        adapters = [_with_absolute_source(adapter, folder) for adapter in adapters]
+    sources: dict[str, list[str]] = {}
+    for adapter in adapters:
+        sources.setdefault(adapter.base, []).append(adapter.loaded_from)
+    models = [entry.with_adapters(sources.get(entry.name, ())) for entry in models]
+    return ServiceConfig(
+        file.scheduler,
+        models,
+        document.file,
+        lines,
+        file.event_log,
+        audit_log=file.audit_log,
+        limits=file.limits,
+        adapters=tuple(adapters),
+    )
+
+
+def _check_sources(document: Document, entries: Sequence[ModelEntry | AdapterSection]) -> None:
+    """ConfigError for an adapter without files, unless its base only pretends to load them."""
+    pretend = {entry.name for entry in models_among(entries) if entry.engine is EngineName.SIMULATED}
+    for index, entry in enumerate(entries):
+        if isinstance(entry, AdapterSection) and not entry.source and entry.base not in pretend:
+            what = f"{shown(entry.name)} has no source"
+            fix = "add the adapter's folder, source: ./adapter, or its id on the hub, source: org/adapter"
+            raise document.wrong(("models", index), what, fix)
+
+
+def _with_absolute_source(adapter: AdapterSection, folder: str) -> AdapterSection:
+    source = adapter.source or ""
+    if not source.startswith(("./", "../")):
+        return adapter
+    return adapter.model_copy(update={"source": os.path.normpath(os.path.join(folder, source))})
 
 
 def _with_absolute_paths(entry: ModelEntry, folder: str) -> ModelEntry:
@@ -240,6 +304,7 @@ def _with_absolute_paths(entry: ModelEntry, folder: str) -> ModelEntry:
 
 
 __all__ = [
+    "AdapterSection",
     "ModelEntry",
     "ServiceConfig",
     "ServiceFile",

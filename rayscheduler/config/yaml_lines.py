@@ -20,6 +20,9 @@ from rayscheduler.errors import ConfigError
 FILE_BYTES_MAX = 10 * 2**20
 DEPTH_MAX = 50
 UNFOLDED_MAX = 1_000_000  # values that all aliases of a file together may stand for
+# What pydantic puts into the path of an error beside keys and indices; the last two say which kind an entry is of.
+MODEL_STEP, ADAPTER_STEP = "[model]", "[adapter]"
+_NO_STEPS = frozenset({"[key]", MODEL_STEP, ADAPTER_STEP})
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = frozenset(_TAG + kind for kind in ("int", "float", "bool", "null"))
@@ -58,7 +61,7 @@ class Document:
         """Of all that is wrong, what stands first in the file."""
         found = []
         for number, detail in enumerate(error.errors(include_url=False)):
-            loc = tuple(step for step in detail["loc"] if step != "[key]")
+            loc = tuple(step for step in detail["loc"] if step not in _NO_STEPS)
             wrong = _wrong_of(detail)
             where = (*path, *loc, *wrong.at)
             found.append((self.line(where), number, where, wrong))

@@ -10,6 +10,7 @@ import os
 from dataclasses import replace
 
 from rayscheduler.engines.kv_cache import Needs
+from rayscheduler.engines.lora import highest_rank
 from rayscheduler.engines.protocol import EngineRequest
 from rayscheduler.engines.sources import model_folder
 from rayscheduler.errors import SourceError
@@ -26,6 +27,8 @@ def ask_of(request: EngineRequest, engine: str) -> Ask:
         kv_type=request.kv_type or "auto",
         max_batched_tokens=request.max_batched_tokens,
         embedding=request.embedding,
+        max_loras=request.max_loras,
+        max_lora_rank=highest_rank(request),
     )
 
 

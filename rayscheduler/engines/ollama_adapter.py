@@ -38,6 +38,7 @@ FIRST_LOOK_S, LOOK_PAUSE_MAX_S = 0.020, 0.250
 SILENT_S_MAX = 300.0  # a busy daemon may not answer for a while
 GIVE_BACK_S = 8.0  # less than what a runner waits before it kills
 CONNECT_S_MAX = 5.0
+CUT_OFF_S = 0.01  # aiohttp waits for ever for 0
 
 _NOT_FORWARDED = frozenset(
     {
@@ -65,7 +66,8 @@ async def serve(plan: Plan, api_key: str, own: OwnDaemon | None) -> None:
     ) as session:
         tenant = Tenant(plan, Daemon(session, own.url if own else plan.daemon or ""), own)
         front = Front(plan, api_key, tenant)
-        server = web.AppRunner(front.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.0)
+        served = front.application()
+        server = web.AppRunner(served, handler_cancellation=True, access_log=None, shutdown_timeout=CUT_OFF_S)
         await server.setup()
         await web.TCPSite(server, plan.host, plan.port).start()
         living = loop.create_task(tenant.live())
@@ -87,6 +89,7 @@ class Tenant:
         self.daemon = daemon
         self.loaded: Loaded | None = None
         self.doubted = asyncio.Event()  # a request has found the daemon silent, or it has ended: look now
+        self._looked = asyncio.Event()  # set by the next look, and then another
         self._plan, self._own = plan, own
         self._loan: Loan | None = None
         self._digest = ""
@@ -144,6 +147,13 @@ class Tenant:
                     raise
             if self._loan is not None:
                 await self._loan.renew()
+            looked, self._looked = self._looked, asyncio.Event()
+            looked.set()
+
+    async def look_again(self) -> None:
+        """Returns when a look has found the model in its place. If none can, this process ends."""
+        self.doubted.set()
+        await self._looked.wait()
 
     async def _checked(self) -> Loaded:
         loaded = await self.daemon.loaded(self._digest)
@@ -215,7 +225,7 @@ class Front:
             if request.transport is None or request.transport.is_closing():
                 raise  # it is the client that is gone
             print(f"the daemon broke off: {error or type(error).__name__}", file=sys.stderr, flush=True)
-            self._tenant.doubted.set()
+            await self._tenant.look_again()  # if it is gone, this port is closed before this request is cut off
             request.transport.abort()
             return _error(502, "server_error", "the daemon broke off")  # which nobody hears
         finally:

@@ -3,11 +3,12 @@
 Rules of this file: values and one protocol; nothing is started and no engine is named here. An
 `EngineRequest` travels through Ray, so it holds plain values only. An engine's `check` says what to
 do about what is missing; `command` may read the source, and has no other effect. What not every engine
-can (count its requests, sleep) has a default here, which is to say so.
+can (count its requests, sleep, load adapters) has a default here, which is to say so.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class EngineRequest:
     whichever is there) with further `container_options`. At most one of the three.
 
     `daemon`: the URL of a running program that hosts several models, for the engine that can use one.
+
+    `max_loras`: LoRA adapters that it holds at a time, 0: none will be loaded. `max_lora_rank`: of any of them, None:
+    what their files say. `adapters`: folders or hub ids of those that are known; others may be loaded later.
     """
 
     model: str
@@ -75,6 +79,9 @@ class EngineRequest:
     container_image: str = ""
     container_program: str = ""
     container_options: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    max_loras: int = 0
+    max_lora_rank: int | None = None
 
     @property
     def devices_total(self) -> int:
@@ -122,6 +129,29 @@ class SleepCalls:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterCalls:
+    """How an engine is given LoRA adapters while it runs, and asked which it has.
+
+    Requests name an adapter with `prefix` before its name. `names_path`: OpenAI's list of models, in which adapters
+    have a `parent`.
+    """
+
+    load_path: str
+    unload_path: str
+    prefix: str = ""
+    names_path: str = "/v1/models"
+
+    def load(self, name: str, source: str) -> Call:
+        return Call("POST", self.load_path, json.dumps({"lora_name": name, "lora_path": source}))
+
+    def unload(self, name: str) -> Call:
+        return Call("POST", self.unload_path, json.dumps({"lora_name": name}))
+
+    def names(self) -> Call:
+        return Call("GET", self.names_path)
+
+
+@dataclass(frozen=True, slots=True)
 class InFlight:
     """Where an engine says how many requests it has, waiting ones included, and how to read its answer."""
 
@@ -158,6 +188,10 @@ class Engine(Protocol):
 
     def sleep_calls(self, request: EngineRequest) -> SleepCalls | None:
         """How the request's engine sleeps and wakes; None: it cannot, or not on that backend."""
+        return None
+
+    def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
+        """How the request's engine loads adapters; None: it cannot, or was not started for any."""
         return None
 
 

@@ -20,10 +20,12 @@ from rayscheduler.engines.containers import check_container
 from rayscheduler.engines.flags import CHOSEN_BY_US, refuse_decided
 from rayscheduler.engines.inside import INSIDE_FOLDER
 from rayscheduler.engines.kv_cache import KvBudget, kv_budget
+from rayscheduler.engines.lora import LORA_HINT, adapter_mounts, highest_rank, target_modules
 from rayscheduler.engines.model_needs import model_needs
 from rayscheduler.engines.parallel import check_parallel, tensor_parallel
 from rayscheduler.engines.prometheus import sum_of
 from rayscheduler.engines.protocol import (
+    AdapterCalls,
     Call,
     Command,
     Engine,
@@ -35,6 +37,8 @@ from rayscheduler.engines.protocol import (
 from rayscheduler.engines.python_package import Package, interpreter, require
 from rayscheduler.engines.sources import engine_source, model_mounts, model_source
 from rayscheduler.errors import EngineError
+from rayscheduler.memory.lora import ADAPTERS
+from rayscheduler.memory.sglang import PLACES_OF_NO_ADAPTER
 from rayscheduler.memory.values import WEIGHTS
 
 NAME = "sglang"
@@ -44,6 +48,13 @@ PROGRAM = os.path.join(INSIDE_FOLDER, "rayscheduler_sglang.py")
 SLEEPING_BACKENDS = frozenset({"nvidia"})
 FRACTION_STEPS = 10_000
 FRACTION_MAX = 0.99
+# What SGLang's flag takes; another name would end it before it serves anybody.
+LORA_MODULES = frozenset(
+    {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+        *("embed_tokens", "lm_head"),
+    }
+)
 KV_TYPES: Mapping[str, str] = {  # the catalog's word -> SGLang's
     **{name: name for name in ("auto", "fp8_e4m3", "fp8_e5m2", "bfloat16", "nvfp4")},
     "bf16": "bfloat16",
@@ -66,6 +77,9 @@ DECIDED_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("--tp-size", "--tensor-parallel-size"), "it follows from `gpus` and `pipeline`"),
     **dict.fromkeys(("--pp-size", "--pipeline-parallel-size"), "give it as `pipeline`"),
     **dict.fromkeys(("--dp-size", "--data-parallel-size"), "several replicas are several engines: give `replicas`"),
+    **dict.fromkeys(("--enable-lora", "--lora-paths"), LORA_HINT),
+    **dict.fromkeys(("--max-loras-per-batch", "--max-loaded-loras"), "give it as `max_loras`"),
+    "--max-lora-rank": "give it as `max_lora_rank`",
     **dict.fromkeys(("--enable-memory-saver", "--enable-weights-cpu-backup"), "give it as `sleep`"),
     **dict.fromkeys(
         ("--nnodes", "--node-rank", "--dist-init-addr", "--nccl-init-addr"),
@@ -98,6 +112,7 @@ class SGLang(Engine):
         self.validate(request)
         require(PACKAGE, request)
         self._memory_flags(request)
+        highest_rank(request)
 
     def command(self, request: EngineRequest, port: int, api_key: str, host: str) -> Command:
         argv = [interpreter(request), PROGRAM, "--model-path", engine_source(request)]
@@ -108,8 +123,10 @@ class SGLang(Engine):
             argv += ["--dist-init-addr", f"{_bracketed(request.leader_host)}:{request.leader_port}"]
         if self.sleep_calls(request) is not None:
             argv += ["--enable-memory-saver", "--enable-weights-cpu-backup"]
+        if request.max_loras:
+            argv += self._lora_flags(request)
         argv += request.args
-        mounts = (INSIDE_FOLDER, *model_mounts(request))
+        mounts = (INSIDE_FOLDER, *model_mounts(request), *adapter_mounts(request))
         return Command(tuple(argv), dict(request.env), "/health" if request.node_rank == 0 else "", mounts)
 
     def in_flight(self) -> InFlight:
@@ -121,6 +138,21 @@ class SGLang(Engine):
             return None
         sleep = Call("POST", "/release_memory_occupation", "{}")
         return SleepCalls(sleep, Call("POST", "/resume_memory_occupation", "{}"), level=1)
+
+    def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
+        """A request says `any:adapter`; what stands before the first colon is not looked at."""
+        if not request.max_loras:
+            return None
+        return AdapterCalls("/load_lora_adapter", "/unload_lora_adapter", prefix=request.model.split(":")[0] + ":")
+
+    def _lora_flags(self, request: EngineRequest) -> list[str]:
+        """All that it would otherwise learn from adapters given at the start."""
+        most = str(request.max_loras + PLACES_OF_NO_ADAPTER)
+        flags = ["--enable-lora", "--max-loras-per-batch", most, "--max-loaded-loras", most]
+        flags += ["--max-lora-rank", str(highest_rank(request))]
+        named = target_modules(request)
+        modules = named if named and set(named) <= LORA_MODULES else ("all",)
+        return [*flags, "--lora-target-modules", *modules]
 
     def _size_flags(self, request: EngineRequest) -> list[str]:
         flags = ["--tp-size", str(tensor_parallel(request))]
@@ -145,7 +177,7 @@ class SGLang(Engine):
             static = budget.counted_bytes
             free = request.device_bytes
         else:
-            static = tuple(budget.kv_cache_bytes + parts[WEIGHTS] for parts in needs.parts)
+            static = tuple(budget.kv_cache_bytes + parts[WEIGHTS] + parts.get(ADAPTERS, 0) for parts in needs.parts)
             free = tuple(size - parts["context"] for size, parts in zip(request.device_bytes, needs.parts, strict=True))
         # Rounded up, and of the device where it is most: it must suffice on each.
         steps = max(-(-part * FRACTION_STEPS // whole) for part, whole in zip(static, free, strict=True))

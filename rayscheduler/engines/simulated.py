@@ -13,7 +13,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rayscheduler.engines.containers import check_container
-from rayscheduler.engines.protocol import Command, Engine, EngineRequest, InFlight, check_environment
+from rayscheduler.engines.protocol import (
+    AdapterCalls,
+    Command,
+    Engine,
+    EngineRequest,
+    InFlight,
+    check_environment,
+)
 from rayscheduler.engines.python_package import interpreter
 from rayscheduler.errors import EngineError
 
@@ -77,6 +84,7 @@ class Simulated(Engine):
             "node_rank": request.node_rank,
             "leader_host": request.leader_host,
             "leader_port": request.leader_port,
+            "max_loras": request.max_loras,
         }
         program, ready_path = (_FOLLOWER, "") if request.node_rank else (_SERVER, "/health")
         argv = (interpreter(request), "-I", "-S", str(program), json.dumps(plan))
@@ -84,6 +92,10 @@ class Simulated(Engine):
 
     def in_flight(self) -> InFlight:
         return InFlight("/stats", lambda page: int(json.loads(page)["in_flight"]))
+
+    def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
+        """As vLLM has it."""
+        return AdapterCalls("/v1/load_lora_adapter", "/v1/unload_lora_adapter") if request.max_loras else None
 
 
 def simulation_of(request: EngineRequest) -> Simulation:

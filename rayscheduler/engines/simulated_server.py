@@ -3,19 +3,19 @@
 It listens at once, says 503 until its load time is over, and then answers with its own name or a given
 text at a given speed. A prompt may hold directives: `#tokens=500` (length of the answer), `#crash` (end
 the process before the first byte) and `#crash=midstream` (after some tokens). `GET /stats` counts requests.
+LoRA adapters are loaded and unloaded as with vLLM, by their name and a folder that has to be there.
 
 Over several nodes this is the leader: it loads when its followers (simulated_follower.py) have all connected,
 and ends when it loses one, as engines do whose nodes work in step.
 
 Rules of this file: it is run by its path with `python -I -S`: the standard library only, no import from
-the package, and few imports, as a start must cost little. One connection is served by one task, which is
-cancelled when the client goes away, as a model's server would stop generating.
+the package but of the file beside it, and few imports, as a start must cost little. One connection is
+served by one task, which is cancelled when the client goes away, as a model's server would stop generating.
 """
 
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
 import itertools
 import json
@@ -23,30 +23,26 @@ import mmap
 import os
 import re
 import signal
-import struct
 import sys
 import time
-import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayscheduler.engines import simulated_answers as answers
+else:
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # `-I` has left it out
+    import simulated_answers as answers
 
 HEAD_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 64 << 20
 ALLOCATION_STEP_BYTES = 64 << 20
-EMBEDDING_DIMENSIONS = 8
 MIDSTREAM_TOKENS = 3
+ADAPTER_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
 REASONS |= {411: "Length Required", 413: "Content Too Large", 503: "Service Unavailable"}
 
 _DIRECTIVE = re.compile(r"#(tokens|crash)(?:=(\w+))?")
-
-
-class Refused(Exception):
-    """The request gets an error: its status, OpenAI's type of error, and a message."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
 
 
 class Model:
@@ -57,7 +53,8 @@ class Model:
         self.name: str = plan["model"]
         self.api_key = api_key
         self.ready = False
-        self.stats = {"in_flight": 0, "served": 0, "aborted": 0, "tokens": 0}
+        self.stats = {"in_flight": 0, "served": 0, "aborted": 0, "tokens": 0, "adapter_loads": 0, "adapter_unloads": 0}
+        self.adapters: dict[str, str] = {}  # name -> its folder
         self._slots = asyncio.Semaphore(plan["concurrency"])
         self._memory: list[mmap.mmap] = []
         self._ids = itertools.count(1)
@@ -81,6 +78,31 @@ class Model:
             await asyncio.sleep(self.plan["fail_after_ms"] / 1000)
             self.end("simulated crash")
 
+    def load_adapter(self, name: str, folder: str) -> str:
+        if name in self.adapters:
+            raise answers.Refused(400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded.")
+        if folder.startswith("/") and not os.path.isdir(folder):
+            raise answers.Refused(404, "NotFoundError", f"No adapter found for {folder}")
+        if len(self.adapters) >= self.plan["max_loras"]:
+            raise answers.Refused(400, "BadRequestError", f"there is room for {self.plan['max_loras']} adapters")
+        self.adapters[name] = folder
+        self.stats["adapter_loads"] += 1
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload_adapter(self, name: str) -> str:
+        if self.adapters.pop(name, None) is None:
+            raise answers.Refused(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+        self.stats["adapter_unloads"] += 1
+        return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def called(self, wanted: object) -> str:
+        """The name of the model or adapter that a request wants. Without adapters, one model answers to every name."""
+        if wanted in self.adapters:
+            return str(wanted)
+        if self.plan["max_loras"] and wanted not in (None, self.name):
+            raise answers.Refused(404, "NotFoundError", f"The model `{wanted}` does not exist.")
+        return self.name
+
     def end(self, why: str) -> None:
         sys.stderr.write(f"{self.name}: {why}\n")
         sys.stderr.flush()
@@ -96,10 +118,10 @@ class Model:
         ):
             self.end("simulated crash before the first byte")
 
-    async def tokens(self, prompt: str, limit: int | None) -> AsyncIterator[str]:
+    async def tokens(self, name: str, prompt: str, limit: int | None) -> AsyncIterator[str]:
         """The words of the answer, at the model's speed, once one of its slots is free."""
         directives = dict(_DIRECTIVE.findall(prompt))
-        words = (self.plan["reply"] or f"This is {self.name}, simulated.").split(" ")
+        words = (self.plan["reply"] or f"This is {name}, simulated.").split(" ")
         length = int(directives["tokens"]) if directives.get("tokens", "").isdecimal() else len(words)
         rate = self.plan["tokens_per_second"]
         async with self._slots:
@@ -169,7 +191,7 @@ class Connection(asyncio.Protocol):
         """Start on the next request, if all of it is here."""
         try:
             request = self._parsed()
-        except Refused as refused:
+        except answers.Refused as refused:
             self._send_error(refused)
             self._transport.close()
             return
@@ -191,20 +213,20 @@ class Connection(asyncio.Protocol):
         head, end, rest = self._received.partition(b"\r\n\r\n")
         if not end:
             if len(head) > HEAD_BYTES_MAX:
-                raise Refused(413, "invalid_request_error", "the head of the request is too long")
+                raise answers.Refused(413, "invalid_request_error", "the head of the request is too long")
             return None
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         words = first.split(" ")
         length = headers.get("content-length", "0")
         if len(words) != 3 or not length.isdecimal():
-            raise Refused(400, "invalid_request_error", "this is not an HTTP request")
+            raise answers.Refused(400, "invalid_request_error", "this is not an HTTP request")
         if "chunked" in headers.get("transfer-encoding", ""):
-            body, used = _unchunked(bytes(rest))
+            body, used = answers.unchunked(bytes(rest))
         else:
             body, used = bytes(rest[: int(length)]), int(length)
         if used > BODY_BYTES_MAX or len(rest) > BODY_BYTES_MAX + HEAD_BYTES_MAX:
-            raise Refused(413, "invalid_request_error", "the body of the request is too long")
+            raise answers.Refused(413, "invalid_request_error", "the body of the request is too long")
         if used < 0 or len(rest) < used:
             if headers.get("expect", "").lower() == "100-continue" and not self._continued:
                 self._continued = True
@@ -217,7 +239,7 @@ class Connection(asyncio.Protocol):
     async def _serve(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> None:
         try:
             await self._answer(method, path, headers, body)
-        except Refused as refused:
+        except answers.Refused as refused:
             self._send_error(refused)
         if headers.get("connection", "").lower() == "close":
             self._transport.close()
@@ -227,40 +249,45 @@ class Connection(asyncio.Protocol):
         if path == "/health":
             return self._send_json({"status": "ok" if model.ready else "loading"}, 200 if model.ready else 503)
         if model.api_key and headers.get("authorization") != f"Bearer {model.api_key}":
-            raise Refused(401, "authentication_error", "the bearer token is missing or wrong")
+            raise answers.Refused(401, "authentication_error", "the bearer token is missing or wrong")
         if path == "/stats":
             return self._send_json(model.stats)
         if not model.ready:
-            raise Refused(503, "unavailable_error", f"{model.name} is loading")
+            raise answers.Refused(503, "unavailable_error", f"{model.name} is loading")
         if path == "/v1/models":
-            entry = {"id": model.name, "object": "model", "created": 0, "owned_by": "rayscheduler"}
-            return self._send_json({"object": "list", "data": [entry]})
+            return self._send_json({"object": "list", "data": answers.model_list(model.name, model.adapters)})
+        if path in ADAPTER_PATHS and model.plan["max_loras"]:
+            told = answers.asked(body)
+            if path == ADAPTER_PATHS[0]:
+                return self._send_text(model.load_adapter(str(told.get("lora_name")), str(told.get("lora_path"))))
+            return self._send_text(model.unload_adapter(str(told.get("lora_name"))))
         if path not in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
-            raise Refused(404, "not_found_error", f"there is no {path}")
+            raise answers.Refused(404, "not_found_error", f"there is no {path}")
         if method != "POST":
-            raise Refused(405, "invalid_request_error", f"{path} takes POST, not {method}")
-        asked = _asked(body)
+            raise answers.Refused(405, "invalid_request_error", f"{path} takes POST, not {method}")
+        asked = answers.asked(body)
         with model.begin() as answer:
             if path == "/v1/embeddings":
-                model.fail_first_byte(_text_of(asked.get("input")))
-                self._send_json(_embeddings(model.name, asked))
+                model.fail_first_byte(answers.text_of(asked.get("input")))
+                self._send_json(answers.embeddings(model.called(asked.get("model")), asked))
             else:
                 await self._complete(answer.number, path == "/v1/chat/completions", asked)
         return None
 
     async def _complete(self, number: int, chat: bool, asked: Mapping[str, Any]) -> None:
-        prompt = _text_of(asked.get("messages") if chat else asked.get("prompt"))
+        prompt = answers.text_of(asked.get("messages") if chat else asked.get("prompt"))
         limit = asked.get("max_completion_tokens", asked.get("max_tokens"))
         if limit is not None and (not isinstance(limit, int) or limit < 0):
-            raise Refused(400, "invalid_request_error", "max_tokens takes a whole number")
-        shape = Shape(self._model.name, number, chat, streamed=bool(asked.get("stream")))
-        tokens = self._model.tokens(prompt, limit)
+            raise answers.Refused(400, "invalid_request_error", "max_tokens takes a whole number")
+        name = self._model.called(asked.get("model"))
+        shape = answers.Shape(name, number, chat, streamed=bool(asked.get("stream")))
+        tokens = self._model.tokens(name, prompt, limit)
         count, text = 0, ""
         if not shape.streamed:
             async for token in tokens:
                 count, text = count + 1, text + token
-            usage = _usage(prompt, count)
-            return self._send_json(shape.whole(text, _finish(count, limit), usage))
+            usage = answers.usage(prompt, count)
+            return self._send_json(shape.whole(text, answers.finish(count, limit), usage))
         async for token in tokens:
             if count == 0:
                 self._begin_stream(shape)
@@ -269,14 +296,14 @@ class Connection(asyncio.Protocol):
             await self._may_write.wait()
         if count == 0:
             self._begin_stream(shape)
-        self._send_events(shape.piece(None, _finish(count, limit)))
+        self._send_events(shape.piece(None, answers.finish(count, limit)))
         if (asked.get("stream_options") or {}).get("include_usage"):
-            self._send_events({**shape.piece(None), "choices": [], "usage": _usage(prompt, count)})
+            self._send_events({**shape.piece(None), "choices": [], "usage": answers.usage(prompt, count)})
         self._send_chunk(b"data: [DONE]\n\n")
         self._transport.write(b"0\r\n\r\n")
         return None
 
-    def _begin_stream(self, shape: Shape) -> None:
+    def _begin_stream(self, shape: answers.Shape) -> None:
         self._send_head(200, "text/event-stream", "Transfer-Encoding: chunked")
         self._send_events(*shape.opening())
 
@@ -289,7 +316,11 @@ class Connection(asyncio.Protocol):
         self._send_head(status, "application/json", f"Content-Length: {len(body)}")
         self._transport.write(body)
 
-    def _send_error(self, refused: Refused) -> None:
+    def _send_text(self, answer: str) -> None:
+        self._send_head(200, "text/plain", f"Content-Length: {len(answer.encode())}")
+        self._transport.write(answer.encode())
+
+    def _send_error(self, refused: answers.Refused) -> None:
         error = {"message": str(refused), "type": refused.kind, "param": None, "code": refused.status}
         self._send_json({"error": error}, refused.status)
 
@@ -299,106 +330,6 @@ class Connection(asyncio.Protocol):
 
     def _send_chunk(self, text: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(text), text))
-
-
-class Shape:
-    """The JSON of OpenAI's answers, of chats and of plain completions, whole and in pieces."""
-
-    def __init__(self, model: str, number: int, chat: bool, streamed: bool) -> None:
-        self.chat, self.streamed = chat, streamed
-        kind = "chat.completion" if chat else "text_completion"
-        self._common = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{number}",
-            "object": f"{kind}.chunk" if chat and streamed else kind,
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, text: str, finish: str, usage: Mapping[str, int]) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {**self._common, "choices": [{"index": 0, **said, "finish_reason": finish}], "usage": usage}
-
-    def opening(self) -> Iterator[dict[str, Any]]:
-        if self.chat:
-            opening = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-            yield {**self._common, "choices": [opening]}
-
-    def piece(self, token: str | None, finish: str | None = None) -> dict[str, Any]:
-        said = {"delta": {} if token is None else {"content": token}} if self.chat else {"text": token or ""}
-        return {**self._common, "choices": [{"index": 0, **said, "finish_reason": finish}]}
-
-
-def _finish(count: int, limit: int | None) -> str:
-    return "length" if limit is not None and count >= limit else "stop"
-
-
-def _usage(prompt: str, count: int) -> dict[str, int]:
-    asked = len(prompt.split())
-    return {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}
-
-
-def _asked(body: bytes) -> dict[str, Any]:
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
-        asked = None
-    if not isinstance(asked, dict):
-        raise Refused(400, "invalid_request_error", "the body is not a JSON object")
-    return asked
-
-
-def _text_of(prompt: object) -> str:
-    """All text in a prompt: a string, a list of messages, or messages made of parts."""
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list):
-        return " ".join(_text_of(part) for part in prompt)
-    if isinstance(prompt, dict):
-        return _text_of(prompt.get("content", prompt.get("text", "")))
-    if prompt is None:
-        raise Refused(400, "invalid_request_error", "the request has neither messages nor a prompt")
-    return str(prompt)
-
-
-def _embeddings(model: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    given = asked.get("input")
-    texts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    data = []
-    for index, text in enumerate(texts):
-        seen = _text_of(text).encode("utf-8", "replace")
-        raw = [zlib.crc32(seen, each) / 2**32 + 0.01 for each in range(EMBEDDING_DIMENSIONS)]
-        length = sum(value * value for value in raw) ** 0.5
-        vector: object = [value / length for value in raw]
-        if asked.get("encoding_format") == "base64":
-            packed = struct.pack(f"<{EMBEDDING_DIMENSIONS}f", *(value / length for value in raw))
-            vector = binascii.b2a_base64(packed, newline=False).decode()
-        data.append({"object": "embedding", "index": index, "embedding": vector})
-    count = sum(len(_text_of(text).split()) for text in texts)
-    return {
-        "object": "list",
-        "model": model,
-        "data": data,
-        "usage": {"prompt_tokens": count, "total_tokens": count},
-    }
-
-
-def _unchunked(rest: bytes) -> tuple[bytes, int]:
-    """The body sent in chunks and how many bytes it took; -1 while some of it is missing."""
-    body, at = b"", 0
-    while True:
-        line_end = rest.find(b"\r\n", at)
-        if line_end < 0:
-            return b"", -1
-        try:
-            size = int(rest[at:line_end].partition(b";")[0], 16)
-        except ValueError:
-            raise Refused(400, "invalid_request_error", "a chunk of the body has no size") from None
-        at = line_end + 2 + size + 2
-        if len(rest) < at:
-            return b"", -1
-        if size == 0:
-            return body, at
-        body += rest[line_end + 2 : at - 2]
 
 
 def resident_bytes() -> int:

@@ -14,10 +14,12 @@ from rayscheduler.engines.containers import check_container
 from rayscheduler.engines.flags import CHOSEN_BY_US, refuse_decided
 from rayscheduler.engines.inside import INSIDE_FOLDER
 from rayscheduler.engines.kv_cache import kv_budget
+from rayscheduler.engines.lora import LORA_HINT, adapter_mounts, highest_rank
 from rayscheduler.engines.model_needs import model_needs
 from rayscheduler.engines.parallel import check_parallel, tensor_parallel
 from rayscheduler.engines.prometheus import sum_of
 from rayscheduler.engines.protocol import (
+    AdapterCalls,
     Call,
     Command,
     Engine,
@@ -29,6 +31,7 @@ from rayscheduler.engines.protocol import (
 from rayscheduler.engines.python_package import Package, program_path, require
 from rayscheduler.engines.sources import engine_source, model_mounts, model_source
 from rayscheduler.errors import EngineError
+from rayscheduler.memory.lora import VLLM_RANKS, vllm_rank
 
 NAME = "vllm"
 # Older ones take devices by number only, not by UUID.
@@ -40,7 +43,7 @@ KV_TYPES: Mapping[str, str] = {  # the catalog's word -> vLLM's
     "f16": "float16",
     "bf16": "bfloat16",
 }
-OWN_ENV = frozenset({"VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_HOST_IP"})
+OWN_ENV = frozenset({"VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_HOST_IP", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"})
 
 # flags that the catalog or rayscheduler itself decides -> what to use instead
 DECIDED_ELSEWHERE: Mapping[str, str] = {
@@ -62,6 +65,9 @@ DECIDED_ELSEWHERE: Mapping[str, str] = {
         ("--data-parallel-size", "-dp", "--data-parallel-size-local", "--data-parallel-rank", "--api-server-count"),
         "several replicas are several engines: give `replicas`",
     ),
+    **dict.fromkeys(("--enable-lora", "--lora-modules"), LORA_HINT),
+    **dict.fromkeys(("--max-loras", "--max-cpu-loras"), "give it as `max_loras`"),
+    "--max-lora-rank": "give it as `max_lora_rank`",
     **dict.fromkeys(("--enable-sleep-mode", "--enable-cumem-allocator"), "give it as `sleep`"),
     **dict.fromkeys(
         ("--nnodes", "-n", "--node-rank", "-r", "--master-addr", "--master-port", "--headless"),
@@ -96,6 +102,7 @@ class Vllm(Engine):
         self.validate(request)
         require(PACKAGE, request)
         kv_budget(request, model_needs(request, NAME))
+        self._lora_flags(request)
 
     def command(self, request: EngineRequest, port: int, api_key: str, host: str) -> Command:
         leads = request.node_rank == 0
@@ -111,8 +118,11 @@ class Vllm(Engine):
         if self.sleep_calls(request) is not None:
             argv.append("--enable-sleep-mode")
             env["VLLM_SERVER_DEV_MODE"] = "1"
+        if request.max_loras:
+            argv += self._lora_flags(request)
+            env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         argv += request.args
-        mounts = (INSIDE_FOLDER, *model_mounts(request))
+        mounts = (INSIDE_FOLDER, *model_mounts(request), *adapter_mounts(request))
         return Command(tuple(argv), env, "/health" if leads else "", mounts)
 
     def in_flight(self) -> InFlight:
@@ -123,6 +133,16 @@ class Vllm(Engine):
         if not request.sleep or request.backend not in SLEEPING_BACKENDS or request.node_count > 1:
             return None
         return SleepCalls(Call("POST", "/sleep?level=1"), Call("POST", "/wake_up"), level=1)
+
+    def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
+        """Behind the guard, as all its paths are; no client can ask the gateway for these."""
+        return AdapterCalls("/v1/load_lora_adapter", "/v1/unload_lora_adapter") if request.max_loras else None
+
+    def _lora_flags(self, request: EngineRequest) -> list[str]:
+        rank = vllm_rank(highest_rank(request))
+        if rank > VLLM_RANKS[-1]:
+            raise EngineError(f"model {request.model}: vllm takes adapters up to rank {VLLM_RANKS[-1]}, not {rank}")
+        return ["--enable-lora", "--max-loras", str(request.max_loras), "--max-lora-rank", str(rank)]
 
     def _size_flags(self, request: EngineRequest) -> list[str]:
         flags = ["--tensor-parallel-size", str(tensor_parallel(request))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rayscheduler.memory.lora import adapters_part
 from rayscheduler.memory.paged_kv import Paging, token_bytes
 from rayscheduler.memory.torch_model import TorchModel, torch_model
 from rayscheduler.memory.values import GIB, KV_CACHE, WEIGHTS, Ask, Estimate, built
@@ -17,6 +18,7 @@ from rayscheduler.memory.vllm import context_bytes, graph_sizes, rotary_bytes
 
 NAME = "sglang"
 STEP_TOKENS_DEFAULT = 8192  # chunked_prefill_size on 80 GB devices
+PLACES_OF_NO_ADAPTER = 1  # requests for the base take a place among the adapters (server_args.py, max_loras_per_batch)
 SLOT_BYTES = 4  # of req_to_token_pool: the place of each token of each request
 GRAPHS_BYTES = (int(0.30 * GIB), int(0.02 * GIB))  # once and per layer, for all sizes up to 512
 OUTSIDE_BYTES = int(0.30 * GIB)  # FlashInfer's workspace (384 MiB less what torch counts) and cuBLAS
@@ -33,6 +35,7 @@ def estimate_sglang(source: Path, ask: Ask) -> Estimate:
     paging = Paging(model.tensor, model.kv_bytes, step_tokens, model.state_bytes, block_tokens=1)
     sizes = graph_sizes(ask.concurrency, step_tokens)
     share = len(sizes) / len(graph_sizes(step_tokens, step_tokens))
+    places = ask.max_loras + PLACES_OF_NO_ADAPTER if ask.max_loras else 0
     parts: list[dict[str, int]] = []
     per_token_max = 0
     for stage in model.stages:
@@ -47,6 +50,7 @@ def estimate_sglang(source: Path, ask: Ask) -> Estimate:
             "activation": _activation_bytes(model, stage, ask.concurrency, step_tokens),
             "outside": OUTSIDE_BYTES + SLOT_BYTES * ask.concurrency * model.context_tokens,
             "graphs": round((GRAPHS_BYTES[0] + GRAPHS_BYTES[1] * len(stage)) * share),
+            **adapters_part(model, stage, places, ask.max_lora_rank),
             KV_CACHE: requests * ask.concurrency,
         }
         parts += [device] * model.tensor

@@ -36,6 +36,8 @@ class Ask:
     kv_unified: bool = False  # llama.cpp: one cache for all slots
     embedding: bool = False
     projector: str = ""  # llama.cpp: path of the multimodal projector
+    max_loras: int = 0  # LoRA adapters that the engine has room for
+    max_lora_rank: int = 16  # of each
     draft: str = ""  # path of the draft model for speculative decoding
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rayscheduler.memory.lora import adapters_part, vllm_rank
 from rayscheduler.memory.paged_kv import PagedKv, Paging, paged_kv
 from rayscheduler.memory.torch_model import TorchModel, torch_model
 from rayscheduler.memory.values import GIB, KV_CACHE, MIB, WEIGHTS, Ask, Estimate, built, rounded_up
@@ -32,6 +33,7 @@ GRAPH_SIZE_MAX = 512
 # once is taken by NCCL's buffers before: rows 3, 4, 27, 28, 45, 52, 53, 56.
 GRAPHS_BYTES = (int(0.37 * GIB), int(0.0166 * GIB))
 GRAPHS_TENSOR_BYTES = (int(0.10 * GIB), int(0.0206 * GIB))
+GRAPHS_WITH_LORA = 2  # one more for each size, with adapters (vllm/config/compilation.py, cudagraph_specialize_lora)
 GRAPHS_EXPERTS_BYTES = int(0.28 * GIB)
 
 
@@ -40,6 +42,7 @@ def estimate_vllm(source: Path, ask: Ask) -> Estimate:
     model = torch_model(source, ask, downcasts=True)
     step_tokens = ask.max_batched_tokens or max(STEP_TOKENS_DEFAULT, ask.concurrency)
     paging = Paging(model.tensor, model.kv_bytes, step_tokens, model.state_bytes)
+    graph_sets = GRAPHS_WITH_LORA if ask.max_loras else 1
     parts: list[dict[str, int]] = []
     caches: list[PagedKv] = []
     for stage in model.stages:
@@ -50,7 +53,8 @@ def estimate_vllm(source: Path, ask: Ask) -> Estimate:
             WEIGHTS: model.stage_weights(stage) + rotary_bytes(model),
             "activation": activation_bytes(model, stage, ask.concurrency, step_tokens),
             "outside": outside_bytes(model),
-            "graphs": graph_bytes(model, stage, ask.concurrency, step_tokens),
+            "graphs": graph_bytes(model, stage, ask.concurrency, step_tokens) * graph_sets,
+            **adapters_part(model, stage, ask.max_loras, vllm_rank(ask.max_lora_rank)),
             KV_CACHE: cache.request_bytes * ask.concurrency,
         }
         parts += [device] * model.tensor

@@ -215,9 +215,10 @@ function drawReplicas(replicas) {
     const where = replica.devices.length ? replica.devices.join(", ") : replica.nodes.join(", ");
     const reserved = replica.device_bytes.reduce((sum, bytes) => sum + bytes, replica.host_bytes ?? 0);
     const way = replica.makes_way_for ? ` makes way for ${replica.makes_way_for}` : "";
+    const adapters = replica.adapters.length ? ` with ${replica.adapters.join(", ")}` : "";
     return [
       [replica.id, "name", () => [coloured(element("span", "dot"), replica.model), replica.id]],
-      [`${replica.state}${way}`, "", () => [badge(replica.state), element("small", "", way)]],
+      [`${replica.state}${way}${adapters}`, "", () => [badge(replica.state), element("small", "", way + adapters)]],
       text(where),
       text(size(reserved), "num"),
       text(size(replica.measured_bytes), "num"),

@@ -55,7 +55,9 @@ class Admin:
     async def _models(self, name: str, caller: Caller) -> object:
         """Those that the caller may ask."""
         status = await self._allocator.status()
-        entries = [self._model_entry(model, status) for model in status["models"] if caller.may_ask(model["name"])]
+        entries = [self._model_entry(model, status) for model in status["models"]]
+        entries += [self._adapter_entry(adapter, status) for adapter in status["adapters"]]
+        entries = [entry for entry in entries if caller.may_ask(entry["id"])]
         if not name:
             return {"object": "list", "data": entries}
         for entry in entries:
@@ -82,6 +84,14 @@ class Admin:
             "pinned": model["pinned"],
             "replicas": places,
         }
+
+    def _adapter_entry(self, adapter: Answer, status: Answer) -> Mapping[str, Any]:
+        """As of a model, and its base as vLLM says it: `parent`. It is loaded where a replica of that holds it."""
+        of_base = next(model for model in status["models"] if model["name"] == adapter["base"])
+        entry = dict(self._model_entry(of_base, status))
+        places = [place for place in entry["replicas"] if place["id"] in adapter["replicas"]]
+        state = {"state": "loaded" if places else "unloaded", "loaded": bool(places), "replicas": places}
+        return {**entry, **state, "id": adapter["name"], "aliases": adapter["aliases"], "parent": adapter["base"]}
 
     async def _decisions(self, query: Mapping[str, list[str]]) -> object:
         text = query.get("limit", ["100"])[-1]

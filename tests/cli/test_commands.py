@@ -45,6 +45,29 @@ def test_a_name_near_nothing_is_answered_with_all_names(run: Run, service: FakeS
     assert run("pin", "xyz").one_line.endswith("there is no model 'xyz'; the models are: gemma, small, smollm2")
 
 
+ADAPTER = {"name": "bot", "aliases": ["support"], "base": "a", "source": "org/bot", "replicas": []}
+
+
+@pytest.mark.parametrize("command", [["load", "--no-wait"], ["unload"], ["pin"]])
+def test_verbs_take_adapters(run: Run, service: FakeService, command: list[str]) -> None:
+    service.now = status(adapters=[ADAPTER])
+    assert run(*command, "support").code == 0
+    assert service.asked[-1][:2] == (command[0], "bot")
+
+
+def test_who_loads_an_adapter_sees_how_its_base_comes(run: Run, service: FakeService) -> None:
+    service.stories = [
+        status(adapters=[ADAPTER]),  # asked for the names
+        status(replicas=[replica("a#1", "STARTING")]),
+        status(replicas=[replica("a#1", "RUNNING")]),
+        status(replicas=[replica("a#1", "RUNNING", adapters=["bot"])]),
+    ]
+    ran = run("load", "bot")
+    assert ran.code == 0
+    assert ran.err.splitlines() == ["bot starts on n1/0"]
+    assert ran.out.startswith("bot will be loaded, after "), "what the allocator says of it"
+
+
 def test_load_tells_each_phase_once_where_there_is_no_terminal(run: Run, service: FakeService) -> None:
     service.stories = [
         status(),  # asked for the names

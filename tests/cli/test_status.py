@@ -117,7 +117,9 @@ def test_text_from_elsewhere_is_not_markup() -> None:
 def test_a_replica_on_several_devices_or_none() -> None:
     two = replica("a#1", devices=["n1/0", "n1/1"], device_bytes=[GIB, GIB])
     none = replica("b#1", devices=[], device_bytes=[], host_bytes=2 * GIB, makes_way_for="a#2", pinned=True)
-    text = drawn(status(replicas=[two, none]))
+    holding = replica("c#1", adapters=["bot", "sql"], device_bytes=[GIB])
+    text = drawn(status(replicas=[two, none, holding]))
+    assert "with bot, sql" in text
     assert "n1/0 n1/1" in text
     assert "pinned, makes way for a#2" in text
     assert text.count("2.0 GiB") == 2

@@ -21,6 +21,7 @@ scheduler: {tiers: {batch: 0}}
 models:
   - {name: org/big, aliases: [big, huge], engine: simulated, memory: 1GiB}
   - {name: small, engine: simulated, memory: 1GiB}
+  - {name: tuned, aliases: [finer], base: org/big}
 """
 
 
@@ -103,6 +104,14 @@ async def test_models_are_told_by_all_their_names(book: KeyBook) -> None:
     assert told["keys"][0]["models"] == ["big", "elsewhere", "huge", "org/big"]
     assert told["tiers"] == {"batch": 0}
     assert told["version"] != book.told("", None)["version"], "another catalog is news for gateways"
+
+
+@pytest.mark.parametrize(
+    ("may_ask", "names"), [("finer", ["finer", "tuned"]), ("org/big", ["big", "huge", "org/big"])]
+)
+async def test_an_adapter_is_not_its_base(book: KeyBook, may_ask: str, names: list[str]) -> None:
+    await book.create(settings(models=[may_ask]), replace=False)
+    assert book.told("", Catalog(config_from_text(CATALOG)))["keys"][0]["models"] == names
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ KEYS = [
     ("models:\n- {name: a, zzz: 1}\n",
      "f.yaml:2: models[0].zzz: the key 'zzz' is unknown; the keys here are: across_nodes, aliases, args, "
      "concurrency, container, context_length, cpus, daemon, embedding, engine, env, exclusive, gpus, host_memory, "
-     "idle_timeout, kv_cache, kv_type, load_timeout, max_batched_tokens, memory, memory_per_device, name, pinned, "
-     "pipeline, placement, preload, priority, python, ready_path, replicas, requires, runtime_env, simulate, sleep, "
-     "source, trust"),
+     "idle_timeout, kv_cache, kv_type, load_timeout, max_batched_tokens, max_lora_rank, max_loras, memory, "
+     "memory_per_device, name, pinned, pipeline, placement, preload, priority, python, ready_path, "
+     "replicas, requires, runtime_env, simulate, sleep, source, trust"),
     ("models:\n- {name: a, memory: 1GiB,\n   requires: {device_memry: 1}}\n",
      "f.yaml:3: models[0].requires.device_memry: the key 'device_memry' is unknown; did you mean device_memory?"),
     ("until: never\n", "f.yaml:1: until: 'never' has no meaning here; write a duration, for example 10s"),

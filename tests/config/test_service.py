@@ -88,6 +88,9 @@ def test_what_engines_are_told(config: ServiceConfig) -> None:
         "kv_cache_bytes": None,
         "python": None,
         "runtime_env": {},
+        "adapters": (),
+        "max_loras": 0,
+        "max_lora_rank": None,
     }
     assert config.models[2].engine_fields()["simulate"] == {
         "load": 2000,

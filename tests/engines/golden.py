@@ -33,6 +33,7 @@ def request_of(situation: dict[str, Any]) -> EngineRequest:
     source = fields.get("source", "")
     if source.startswith("./"):
         fields["source"] = str(MODELS / source[2:])
+    fields["adapters"] = [source.replace("./", f"{MODELS}/") for source in fields.get("adapters", [])]
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return EngineRequest(**{"model": "org/m", "replica": "org/m#1", **fields})
 

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from openai import AsyncOpenAI
 
 from rayscheduler.engines import by_name
 from rayscheduler.engines.process import EngineProcess
+from rayscheduler.engines.protocol import Call
 from rayscheduler.engines.supervisor import stat_fields
 from rayscheduler.errors import EngineError, EngineFailed
 from tests.engines.conftest import Start, refusal_of, simulated
@@ -332,3 +334,44 @@ async def test_a_start_costs_little(start: Start) -> None:
 def test_a_wrong_simulation_is_named(simulate: dict[str, object], told: str) -> None:
     with pytest.raises(EngineError, match=told):
         by_name("simulated").check(simulated(simulate=simulate))
+
+
+# adapters
+
+
+async def test_it_takes_adapters_as_vllm_does(start: Start, tmp_path: Path) -> None:
+    engine = await ready(start, model="llama", max_loras=2)
+    calls = by_name("simulated").adapter_calls(engine.request)
+    assert calls is not None
+    async with client_of(engine) as client:
+
+        async def told(call: Call) -> tuple[int, str]:
+            answer = await client.request(call.method, call.path, content=call.body)
+            return answer.status_code, answer.text
+
+        async def said_by(name: str) -> tuple[int, str]:
+            answer = await client.post("/v1/chat/completions", json={"model": name, **CHAT})
+            whole = answer.json()
+            return answer.status_code, whole["choices"][0]["message"]["content"] if answer.is_success else ""
+
+        assert (await told(calls.load("bot", str(tmp_path))))[0] == 200
+        assert await said_by("bot") == (200, "This is bot, simulated.")
+        assert await said_by("llama") == (200, "This is llama, simulated.")
+        assert (await said_by("sql"))[0] == 404, "nobody has loaded it"
+        status, why = await told(calls.load("bot", str(tmp_path)))
+        assert (status, "has already been loaded" in why) == (400, True)
+        assert (await told(calls.load("lost", "/nowhere/lost")))[0] == 404
+        assert (await told(calls.load("sql", "org/sql")))[0] == 200
+        assert (await told(calls.load("third", "org/third")))[0] == 400, "there is room for two"
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [(entry["id"], entry.get("parent")) for entry in listed] == [
+            ("llama", None), ("bot", "llama"), ("sql", "llama"),
+        ]  # fmt: skip
+        assert (await told(calls.unload("bot")))[0] == 200
+        assert (await told(calls.unload("bot")))[0] == 404
+        await stats_when(client, adapter_loads=2, adapter_unloads=1)
+
+
+async def test_without_adapters_one_model_answers_to_every_name(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/chat/completions", json={"model": "whoever", **CHAT})).status_code == 200
+    assert (await client.post("/v1/load_lora_adapter", json={})).status_code == 404

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 
 from rayscheduler.cluster.resources import resources_json
-from rayscheduler.engines import simulated_server
+from rayscheduler.engines import EngineRequest
+from rayscheduler.engines.simulated import Simulated
 from tests.fake_nvml.driver import COMPILER, GIB, NO_COMPILER, Card, FakeDriver
 from tests.fake_nvml.observer import Observer
 from tests.integration.nodes import a_node
@@ -25,13 +25,12 @@ Json = dict[str, Any]
 
 def model(name: str, memory: str, load_ms: int) -> str:
     """One whose engine may profile free memory, for all that we know."""
-    plan = {"model": name, "host": "${HOST}", "port": "PORT", "concurrency": 1, "load_ms": load_ms, "unload_ms": 0}
-    plan |= {"tokens_per_second": None, "reply": None, "fail": "never", "fail_after_ms": None, "fail_status": 1}
-    plan |= {"allocate_bytes": 0, "allocate_counts_all": False}
+    command = Simulated().command(EngineRequest(name, name, simulate={"load": load_ms}), 0, "", "")
+    plan = json.loads(command.argv[-1]) | {"host": "${HOST}", "port": "PORT"}
     text = json.dumps(plan).replace('"PORT"', "${PORT}")
     entry = {
         "name": name, "engine": "command", "memory": memory, "placement": {"node": "gpus", "devices": ["gpus/0"]},
-        "pinned": True, "args": [sys.executable, "-I", "-S", simulated_server.__file__, text],
+        "pinned": True, "args": [*command.argv[:-1], text],
     }  # fmt: skip
     return json.dumps(entry)
 

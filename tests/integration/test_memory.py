@@ -72,14 +72,14 @@ def test_estimated_then_measured_then_learned(sized: World) -> None:
     ray.kill(sized.allocator, no_restart=False)
     sized.until(lambda now: now["serial"] < before["serial"])
     assert [replica["id"] for replica in sized.until_quiet()["replicas"]] == [first], "it was adopted"
-    again = figure(sized, "sized")
-    assert (again["source"], again["reserved_bytes"]) == ("learned", learned["reserved_bytes"])
+    sized.until(known("sized", lambda figure: figure["source"] == "learned"))  # once its node is heard of
+    assert figure(sized, "sized")["reserved_bytes"] == learned["reserved_bytes"]
 
     sized.call("unload", "sized")
     sized.until(lambda now: not now["replicas"])
     second = sized.ask("sized").granted()["replica"]
     assert second != first
-    assert sized.replica(second)["device_bytes"] == [again["reserved_bytes"]]
+    assert sized.replica(second)["device_bytes"] == [learned["reserved_bytes"]]
     sized.until_quiet()
 
 

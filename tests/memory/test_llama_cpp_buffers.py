@@ -102,7 +102,7 @@ def test_a_file_without_its_data_is_enough(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 10])
     assert estimate(path, Ask()) == whole
     path.write_bytes(content[:2000])
-    with pytest.raises(SourceError, match=r"strings in .tokenizer.ggml.tokens., but only"):
+    with pytest.raises(SourceError, match="but only"):
         estimate(path, Ask())
 
 

@@ -163,14 +163,14 @@ def forget_a_waiting_request(patch: Patch) -> None:
 def give_an_elastic_model_what_the_emptiest_device_has(patch: Patch) -> None:
     honest = planner.Planner._grown
 
-    def generous(self: planner.Planner, model: Any, placement: Any, gone: Any) -> Any:
-        found = honest(self, model, placement, gone)
+    def generous(self: planner.Planner, model: Any, placement: Any, gone: Any, keeping: Any) -> Any:
+        found = honest(self, model, placement, gone, keeping)
         most = model.requirement.bytes_max_by_count.get(len(placement.devices))
         if most is None or len(placement.devices) < 2:
             return found
         one = replace(placement, devices=placement.devices[-1:], device_bytes=placement.device_bytes[-1:])
         alone = replace(model.requirement, bytes_max_by_count={1: most})
-        (each,) = honest(self, replace(model, requirement=alone), one, gone).device_bytes
+        (each,) = honest(self, replace(model, requirement=alone), one, gone, keeping).device_bytes
         return replace(found, device_bytes=(each,) * len(placement.devices))
 
     patch.setattr(planner.Planner, "_grown", generous)
@@ -179,8 +179,8 @@ def give_an_elastic_model_what_the_emptiest_device_has(patch: Patch) -> None:
 def give_an_elastic_model_what_nobody_leaves(patch: Patch) -> None:
     honest = planner.Planner._grown
 
-    def generous(self: planner.Planner, model: Any, placement: Any, gone: Any) -> Any:
-        return honest(self, model, placement, [*gone, *gone])
+    def generous(self: planner.Planner, model: Any, placement: Any, gone: Any, keeping: Any) -> Any:
+        return honest(self, model, placement, [*gone, *gone], keeping)
 
     patch.setattr(planner.Planner, "_grown", generous)
 

@@ -67,7 +67,7 @@ class FakeAllocator(Announcer):
         self.api_keys: list[Key] = []
         self.tiers = {"interactive": 100, "batch": 0}
         self.looked_at_keys = 0
-        self.state: dict[str, Any] = {"nodes": [], "replicas": [], "models": [], "queue": []}
+        self.state: dict[str, Any] = {"nodes": [], "replicas": [], "models": [], "adapters": [], "queue": []}
 
     def _call(self, method: str) -> None:
         self.announce()

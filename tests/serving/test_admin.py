@@ -22,6 +22,8 @@ LOADED = {
 }
 COLD = {"name": "cold", "aliases": [], "engine": "command", "state": "unloaded", "pinned": True}
 
+ADAPTER = {"name": "bot", "aliases": ["support"], "base": "org/m:1b", "replicas": ["org/m:1b#3"]}
+
 
 @pytest.fixture
 def loaded(world: World) -> World:
@@ -30,6 +32,7 @@ def loaded(world: World) -> World:
         "nodes": [{"name": "n1"}],
         "replicas": [REPLICA],
         "models": [LOADED, COLD],
+        "adapters": [ADAPTER, {**ADAPTER, "name": "late", "aliases": [], "base": "cold", "replicas": []}],
         "queue": [{"request": "r1"}],
     }
     return world
@@ -38,12 +41,23 @@ def loaded(world: World) -> World:
 async def test_models_say_whether_they_are_loaded_and_where(loaded: World) -> None:
     answer = await (await loaded.client.get(loaded.url + "/v1/models")).json()
     assert answer["object"] == "list"
-    first, second = answer["data"]
+    first, second, *_ = answer["data"]
     assert (first["id"], first["object"], first["owned_by"]) == ("org/m:1b", "model", "rayscheduler")
     assert isinstance(first["created"], int)
     assert first["loaded"] is True
     assert first["replicas"] == [{"id": "org/m:1b#3", "state": "RUNNING", "nodes": ["n1"], "devices": ["n1/0"]}]
     assert (second["loaded"], second["replicas"], second["pinned"]) == (False, [], True)
+
+
+async def test_adapters_are_models_with_a_parent(loaded: World) -> None:
+    answer = await (await loaded.client.get(loaded.url + "/v1/models")).json()
+    told = {entry["id"]: entry for entry in answer["data"]}
+    assert [entry["id"] for entry in answer["data"]] == ["org/m:1b", "cold", "bot", "late"]
+    assert (told["bot"]["parent"], told["bot"]["loaded"], told["bot"]["engine"]) == ("org/m:1b", True, "simulated")
+    assert [place["id"] for place in told["bot"]["replicas"]] == ["org/m:1b#3"]
+    assert (told["late"]["parent"], told["late"]["state"], told["late"]["replicas"]) == ("cold", "unloaded", [])
+    by_alias = await (await loaded.client.get(loaded.url + "/v1/models/support")).json()
+    assert by_alias == told["bot"]
 
 
 @pytest.mark.parametrize("name", ["org/m:1b", "org%2Fm%3A1b", "small/one"])
