@@ -13,12 +13,14 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from rayscheduler.cluster.allocator_calls import AllocatorCalls
+from rayscheduler.config.limits import LimitsSection
 from rayscheduler.serving.gateway import Gateway, GatewayLimits
 from rayscheduler.serving.relay import RelayLimits
 
 REPLICAS = 1  # one event loop relays about a thousand requests a second
 ONGOING_MAX = 20_000  # as many as the allocator takes
 DRAIN_S_MAX = 30.0
+RELAY_SETTINGS = ("idle_s_max", "client_idle_s_max", "answer_s_max")
 PROCESS_SETTINGS = {
     # Requests run on the event loop that reads the socket: a hop to another thread costs each chunk.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -45,8 +47,9 @@ PROCESS_SETTINGS = {
 class GatewayDeployment:
     """One replica of the gateway: its own holder of leases, its own connections to the engines."""
 
-    def __init__(self, body_bytes_max: int, idle_s_max: float) -> None:
-        self._limits = GatewayLimits(body_bytes_max=body_bytes_max, relay=RelayLimits(idle_s_max=idle_s_max))
+    def __init__(self, **settings: Any) -> None:
+        relay = RelayLimits(**{key: settings.pop(key) for key in RELAY_SETTINGS})
+        self._limits = GatewayLimits(**settings, relay=relay)
 
     def __serve_build_asgi_app__(self) -> Gateway:
         return Gateway(AllocatorCalls(), self._limits)
@@ -55,15 +58,11 @@ class GatewayDeployment:
 def build_app(args: dict[str, Any]) -> serve.Application:
     """For `serve.run(..., route_prefix="/")` and Serve's config files.
 
-    `args`: `replicas`, `body_bytes_max` (of a request), `idle_s_max` (seconds in which neither side of a
-    request that is served moves). ValueError names a key that is not one of these.
+    `args`: `replicas`, what the section `limits:` sets (`LimitsSection.gateway_settings`), and `needs_key`: nobody
+    gets in without an API key, also while there is none; so by default: only who knows that no other machine
+    reaches it may say false. ValueError names one that is not known.
     """
-    limits = GatewayLimits()
-    known: dict[str, Any] = {
-        "replicas": REPLICAS,
-        "body_bytes_max": limits.body_bytes_max,
-        "idle_s_max": limits.relay.idle_s_max,
-    }
+    known: dict[str, Any] = {"replicas": REPLICAS, "needs_key": True, **LimitsSection().gateway_settings()}
     if unknown := sorted(set(args) - set(known)):
         raise ValueError(f"the gateway has no setting {unknown[0]!r}; it has {', '.join(known)}")
     settings = {**known, **args}

@@ -139,6 +139,18 @@ class AsyncAllocatorClient:
     async def unpin(self, model: str) -> dict[str, Any]:
         return self._said(await self._ask(lambda: self._allocator.pin(model, False)))
 
+    async def create_key(self, settings: dict[str, Any], replace: bool = False) -> dict[str, Any]:
+        """Lets whoever has this API key in (`cluster.keys.Key.told`: its digest, and what it may do)."""
+        return self._said(await self._ask(lambda: self._allocator.create_key(settings, replace)))
+
+    async def revoke_key(self, name: str) -> dict[str, Any]:
+        """An API key is refused from now on (2 s at most)."""
+        return self._said(await self._ask(lambda: self._allocator.revoke_key(name)))
+
+    async def api_keys(self) -> list[dict[str, Any]]:
+        """The API keys: names, and what they may do."""
+        return [dict(key) for key in await self._ask(self._allocator.listed_keys)]
+
     @asynccontextmanager
     async def lease(
         self,
@@ -246,6 +258,15 @@ class AllocatorClient:
 
     def unpin(self, model: str) -> dict[str, Any]:
         return self._do(self._twin.unpin(model))
+
+    def create_key(self, settings: dict[str, Any], replace: bool = False) -> dict[str, Any]:
+        return self._do(self._twin.create_key(settings, replace))
+
+    def revoke_key(self, name: str) -> dict[str, Any]:
+        return self._do(self._twin.revoke_key(name))
+
+    def api_keys(self) -> list[dict[str, Any]]:
+        return self._do(self._twin.api_keys())
 
     @contextmanager
     def lease(

@@ -8,6 +8,7 @@
     │   └── SourceError            the model's file is missing, truncated or not one
     ├── RequestRejected            a request ended without a lease, for a reason of SCENARIOS.md
     ├── AllocatorUnavailable       the allocator actor is not there (yet, or any more)
+    ├── KeyNeeded                  other machines would be answered, and no API key was made
     └── VersionMismatch            a part of the installation does not go with the others
 
 Rules of this file: a message says what happened and what to do about it. Errors cross process borders
@@ -103,6 +104,18 @@ class AllocatorUnavailable(RayschedulerError):
     def __init__(self, message: str, retry_after_s: int | None = 1) -> None:
         super().__init__(message, http_status=503, code="allocator_unavailable")
         self.retry_after_s = retry_after_s
+
+
+class KeyNeeded(RayschedulerError):
+    """The service would answer other machines without asking who they are."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"--host {host} answers other machines, and there is no API key yet: name a file that holds the first one "
+            "with --admin-key-file FILE (make it with: openssl rand -hex 32 > FILE), or set RAYSCHEDULER_ADMIN_KEY",
+            http_status=400,
+            code="key_needed",
+        )
 
 
 class VersionMismatch(RayschedulerError):

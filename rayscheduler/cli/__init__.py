@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from rayscheduler.cli import control, estimate, explain, files, rehearse, service
+from rayscheduler.cli import control, estimate, explain, files, keys, rehearse, service
 from rayscheduler.cli.output import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_PROBLEM, complain
 from rayscheduler.errors import ConfigError, RayschedulerError
 
@@ -48,6 +48,7 @@ def _commands() -> None:
     app.command("plan")(rehearse.plan)
     app.command("replay")(rehearse.replay)
     app.add_typer(files.config_app, name="config")
+    app.add_typer(keys.keys_app, name="keys")
 
 
 _commands()

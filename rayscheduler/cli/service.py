@@ -6,6 +6,7 @@ it takes down again, however it ends; `--detach` leaves it for `down`.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
     from rayscheduler.config.service import ServiceConfig
 
 PORT = 8000
+ADMIN_KEY_ENV = "RAYSCHEDULER_ADMIN_KEY"
 Host = Annotated[
-    str, typer.Option("--host", help="Whom it answers: this machine only, unless told, as 0.0.0.0 for everybody.")
+    str, typer.Option("--host", help="Whom it answers: this machine only, or, as 0.0.0.0, all who show an API key.")
+]
+AdminKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--admin-key-file",
+        metavar="FILE",
+        help=f"A file that holds the first API key, which may do all; or {ADMIN_KEY_ENV} in the environment.",
+    ),
 ]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Where clients ask: http://HOST:PORT/v1.")]
 NODES_WITHIN_S = 10.0
@@ -38,6 +48,7 @@ def up(
     port: Port = PORT,
     host: Host = "127.0.0.1",
     address: Address = None,
+    admin_key_file: AdminKeyFile = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is up, and leave it running.")] = False,
     lend: Lend = None,
     simulate_devices: SimulateDevices = None,
@@ -47,13 +58,21 @@ def up(
 
     Stays in front and shows what happens, until Ctrl-C takes down what was started, and nothing else.
     """
+    admin_key = _admin_key(admin_key_file)
     catalog, lend_bytes = _checked(config, port, address, lend, simulate_devices)
     from rayscheduler.cluster.start import start_service
 
     with _interrupted_by_signals():
         _quiet_serve()
         service = start_service(
-            catalog, port=port, host=host, address=address, lend_bytes=lend_bytes, simulate=simulate_devices, say=say
+            catalog,
+            port=port,
+            host=host,
+            address=address,
+            lend_bytes=lend_bytes,
+            simulate=simulate_devices,
+            admin_key=admin_key,
+            say=say,
         )
         if detach:
             with _client() as client:
@@ -128,6 +147,25 @@ def _checked(
         detect_devices(lend_bytes, simulate)
         require_free_port(port)  # before Ray is imported, which takes a second
     return catalog, lend_bytes
+
+
+def _admin_key(file: Path | None) -> str | None:
+    """The first key, of its file or of the environment; None: none was given."""
+    from rayscheduler.cluster.keys import given_token
+
+    # What is started from here, engines too, inherits the environment.
+    told = os.environ.pop(ADMIN_KEY_ENV, None)
+    if file is None:
+        return None if told is None else given_token(told, ADMIN_KEY_ENV)
+    try:
+        told = file.expanduser().read_text(errors="replace")
+        others_read = file.expanduser().stat().st_mode & 0o077
+    except OSError as problem:
+        raise typer.BadParameter(f"--admin-key-file {file}: {problem.strerror}") from None
+    token = given_token(told, str(file))
+    if others_read:
+        warn(f"{file} can be read by others on this machine; run: chmod 600 {file}")
+    return token
 
 
 def _in_front(service: Service, catalog: ServiceConfig, as_json: bool) -> None:

@@ -21,6 +21,7 @@ import ray
 from rayscheduler.cluster.adapters import Adapters, pins_its_base
 from rayscheduler.cluster.agents import Agents
 from rayscheduler.cluster.agreement import differences, held_groups
+from rayscheduler.cluster.audit_log import AuditLog, OperatorCalls
 from rayscheduler.cluster.catalog import Catalog
 from rayscheduler.cluster.dispatch import Dispatch
 from rayscheduler.cluster.event_log import EventLog, event_log_of
@@ -31,6 +32,7 @@ from rayscheduler.cluster.hearing import Hearing
 from rayscheduler.cluster.housekeeping import Housekeeping
 from rayscheduler.cluster.inventory import NodeInventory
 from rayscheduler.cluster.journal import Journal
+from rayscheduler.cluster.key_book import KeyBook, KeyCalls
 from rayscheduler.cluster.lease_book import LeaseBook, Reply, error_of, refused, said, unknown_model, unknown_tier
 from rayscheduler.cluster.mailbox import Mailbox, now_ms
 from rayscheduler.cluster.membership import Membership
@@ -39,12 +41,12 @@ from rayscheduler.cluster.progress import Progress
 from rayscheduler.cluster.recovery import Recovery
 from rayscheduler.cluster.reports import AgentReport, RunnerReport, RunnerState, Turn, Verdict, Watched
 from rayscheduler.cluster.roster import Roster
+from rayscheduler.cluster.seeing import seen
 from rayscheduler.cluster.status_view import status_of
 from rayscheduler.cluster.store import Store
 from rayscheduler.config.service import config_from_json
 from rayscheduler.core import events as ev
 from rayscheduler.core.explain import Verdict as PlanVerdict
-from rayscheduler.core.lifecycle import COMING, State
 from rayscheduler.core.scheduler import Scheduler
 from rayscheduler.core.types import HolderId, ModelName, RejectCode, ReplicaId, RequestId, Snapshot
 
@@ -57,7 +59,7 @@ CONCURRENCY = 20_000  # requests that wait for a lease, each in a call of its ow
 logger = logging.getLogger(__name__)
 
 
-class Allocator:
+class Allocator(OperatorCalls, KeyCalls):
     """Made once per cluster, by `start.py`. `checked`: validate every invariant after every event."""
 
     async def __init__(self, checked: bool = False) -> None:  # type: ignore[misc]
@@ -74,6 +76,7 @@ class Allocator:
         self._agents = Agents()
         self._roster = Roster(self._mailbox, self._suspect, self._engine_ended, self._hold)
         self._store = Store()
+        self._keys, self._audit = KeyBook(self._store), AuditLog()
         self._executor = Executor(Hearing(self._loop, self._roster, self._end), self._store)
         self._pins: dict[str, bool] = {}
         mailbox, nodes, leases, roster = self._mailbox, self._membership, self._leases, self._roster
@@ -90,6 +93,7 @@ class Allocator:
             mailbox, nodes, self._agents, leases, roster, self._executor, self._figuring.watch
         )
         self._looking = self._spawn(self._housekeeping.look_around())
+        await self._keys.begin()
         config_json = await asyncio.to_thread(self._store.config)
         if config_json is not None:
             self._recovery = Recovery()
@@ -134,6 +138,7 @@ class Allocator:
         for model, serial in serials.items():
             scheduler.seed_serial(ModelName(model), serial)
         self._event_log = event_log_of(catalog.config)
+        self._audit.open(catalog.config.audit_log)
         if self._event_log is not None:
             self._event_log.restored(at_ms, known, serials)
         self._catalog, self._scheduler = catalog, scheduler
@@ -257,7 +262,7 @@ class Allocator:
         await self._progress.past(serial, timeout_s)
         return await self.status()
 
-    # -- what operators call ----------------------------------------------------------------------
+    # -- what operators call, by way of `operate` (audit_log.py) -----------------------------------
 
     async def deploy(self, config_json: str) -> dict[str, Any]:
         """Serve this catalog from now on. Another `scheduler:` section takes a restart of this actor, which
@@ -278,6 +283,7 @@ class Allocator:
         self._adapters.redeployed(self._deployed.config.adapters, catalog.config.adapters)
         self._catalog = catalog
         self._figuring.deploy(catalog)
+        self._audit.open(catalog.config.audit_log)
         return {"ok": True, "message": f"{len(catalog.config.models)} models"}
 
     async def load(self, model: str, wait: bool = False) -> dict[str, Any]:
@@ -291,16 +297,16 @@ class Allocator:
             await self._progress.past(self._progress.serial, 0.25)  # it is in the mailbox
         if plan is None:
             return unknown_model(model)
-        seen = self._seen(name)
-        if plan.verdict is PlanVerdict.NEVER and not seen["there"]:
+        now = seen(self._snapshot(), name)
+        if plan.verdict is PlanVerdict.NEVER and not now["there"]:
             return refused(RejectCode.NEVER_FITS, plan.message)
         self._mailbox.put(ev.LoadAsked(name))
         if adapter := self._deployed.adapter(model):
-            loading = self._adapters.load(adapter, self._loaded(name, seen["failures"]))
+            loading = self._adapters.load(adapter, self._loaded(name, now["failures"]))
             return await loading if wait else {"ok": True, "message": f"{adapter.name} is loaded into {name}"}
         if not wait:
-            return {"ok": True, "message": f"{name} is there already" if seen["there"] else plan.message}
-        return await self._loaded(name, seen["failures"])
+            return {"ok": True, "message": f"{name} is there already" if now["there"] else plan.message}
+        return await self._loaded(name, now["failures"])
 
     async def unload(self, model: str) -> dict[str, Any]:
         await self._ready.wait()
@@ -405,34 +411,21 @@ class Allocator:
     def _end(self, replica: ReplicaId) -> None:
         self._spawn(self._housekeeping.end(replica))
 
-    def _seen(self, name: ModelName) -> dict[str, Any]:
-        snapshot = self._snapshot()
-        model = next((model for model in snapshot.models if model.model.name == name), None)
-        mine = [replica for replica in snapshot.replicas if replica.model == name]
-        return {
-            "there": any(replica.state in (*COMING, State.RUNNING) for replica in mine),
-            "running": [replica.id for replica in mine if replica.state == State.RUNNING],
-            "failures": model.failures if model else 0,
-            "wanted": model is not None and model.wanted,
-            "backoff_until_ms": model.backoff_until_ms if model else None,
-            "error": model.last_error if model else "it is not in the catalog any more",
-        }
-
     async def _loaded(self, name: ModelName, failures: int) -> dict[str, Any]:
         serial = self._progress.serial
         while True:
             await self._progress.past(serial, math.inf)
             serial = self._progress.serial
-            seen = self._seen(name)
-            if seen["running"]:
-                return {"ok": True, "message": f"{name} runs as {', '.join(seen['running'])}"}
-            if seen["failures"] > failures:
-                return refused(RejectCode.LOAD_FAILED, f"{name} could not be loaded: {seen['error']}")
-            if not seen["wanted"] and not seen["there"]:
+            now = seen(self._snapshot(), name)
+            if now["running"]:
+                return {"ok": True, "message": f"{name} runs as {', '.join(now['running'])}"}
+            if now["failures"] > failures:
+                return refused(RejectCode.LOAD_FAILED, f"{name} could not be loaded: {now['error']}")
+            if not now["wanted"] and not now["there"]:
                 return refused(RejectCode.UNLOADED, f"{name} was unloaded before it ran")
 
     def _backoff_s(self, name: ModelName) -> int:
-        until_ms = self._seen(name)["backoff_until_ms"]
+        until_ms = seen(self._snapshot(), name)["backoff_until_ms"]
         return 0 if until_ms is None else math.ceil(max(0, until_ms - now_ms()) / 1000)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rayscheduler.cluster.allocator_line import AllocatorAway, AllocatorLine
+from rayscheduler.cluster.names import LOCAL_OPERATOR
 from rayscheduler.errors import AllocatorUnavailable
 
 
@@ -58,11 +59,23 @@ class AllocatorCalls:
     async def explain(self, subject: str) -> Any:
         return await self._call("explain", subject)
 
-    async def load(self, model: str, wait: bool = False) -> Any:
-        return await self._call("load", model, wait)
+    async def load(self, model: str, wait: bool = False, by: str = LOCAL_OPERATOR) -> Any:
+        return await self._call("operate", by, "load", [model, wait])
 
-    async def unload(self, model: str) -> Any:
-        return await self._call("unload", model)
+    async def unload(self, model: str, by: str = LOCAL_OPERATOR) -> Any:
+        return await self._call("operate", by, "unload", [model])
 
-    async def pin(self, model: str, pinned: bool) -> Any:
-        return await self._call("pin", model, pinned)
+    async def pin(self, model: str, pinned: bool, by: str = LOCAL_OPERATOR) -> Any:
+        return await self._call("operate", by, "pin", [model, pinned])
+
+    async def keys(self, version: str = "") -> Any:
+        return await self._call("keys", version)
+
+    async def create_key(self, settings: dict[str, Any], replace: bool = False) -> Any:
+        return await self._call("operate", LOCAL_OPERATOR, "create_key", [settings, replace])
+
+    async def revoke_key(self, name: str) -> Any:
+        return await self._call("operate", LOCAL_OPERATOR, "revoke_key", [name])
+
+    async def listed_keys(self) -> Any:
+        return await self._call("listed_keys")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from rayscheduler.cluster.names import LOCAL_OPERATOR
+
 Answer = Mapping[str, Any]
 
 
@@ -52,8 +54,20 @@ class AllocatorPort(Protocol):
     async def explain(self, subject: str) -> Answer:
         """What was decided about a model, replica or request and why, or `{"error": …}`."""
 
-    async def load(self, model: str, wait: bool = False) -> Answer: ...
+    async def load(self, model: str, wait: bool = False, by: str = LOCAL_OPERATOR) -> Answer:
+        """`by`: who asks, as the audit log will say."""
 
-    async def unload(self, model: str) -> Answer: ...
+    async def unload(self, model: str, by: str = LOCAL_OPERATOR) -> Answer: ...
 
-    async def pin(self, model: str, pinned: bool) -> Answer: ...
+    async def pin(self, model: str, pinned: bool, by: str = LOCAL_OPERATOR) -> Answer: ...
+
+    async def keys(self, version: str = "") -> Answer:
+        """The API keys, if they are not those of `version`: `{"version", "keys": […], "tiers": {name: priority}}`,
+        keys as `Key.told` with every name of their models; else `{"version"}`."""
+
+    async def create_key(self, settings: dict[str, Any], replace: bool = False) -> Answer:
+        """`settings`: as `Key.told`. `{"ok", "message", "key"}` or `{"error": …}`."""
+
+    async def revoke_key(self, name: str) -> Answer: ...
+
+    async def listed_keys(self) -> Sequence[Answer]: ...

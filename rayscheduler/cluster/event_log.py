@@ -1,20 +1,19 @@
 """The event log: every batch of events and what was decided on it, as JSON lines, for `replay` and `simulate --trace`.
 
 Rules of this file: the allocator's loop only puts values into a queue; a thread turns them into text and
-writes. Files rotate by size (`LOG`, `LOG.1`, …), each begins with the header. A disk that is full costs log
-lines, never a decision.
+writes. Files rotate by size, each begins with the header. A disk that is full costs log lines, never a decision.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from rayscheduler.cluster.json_lines import JsonLinesFile, text
 from rayscheduler.config.service import ServiceConfig
 from rayscheduler.core.decisions import Decision
 from rayscheduler.core.events import Event
@@ -24,25 +23,12 @@ from rayscheduler.simulation.trace import entry, header, restored
 Line = Callable[[], dict[str, Any]]  # made in the writing thread
 
 
-class _File(RotatingFileHandler):
-    """A rotating file whose every part begins with the log's header."""
-
-    def __init__(self, path: Path, bytes_max: int, keep: int, first_line: str) -> None:
-        self._first_line = first_line
-        super().__init__(path, maxBytes=bytes_max, backupCount=keep, encoding="utf-8")
-        self._begin()
-
-    def doRollover(self) -> None:
-        super().doRollover()
-        self._begin()
-
-    def _begin(self) -> None:
-        if self.stream is not None:
-            self.stream.write(self._first_line + self.terminator)
+class _Made(JsonLinesFile):
+    """Its lines are made in the writing thread."""
 
     def format(self, record: logging.LogRecord) -> str:
         make: Line = record.msg  # type: ignore[assignment]
-        return _text(make())
+        return text(make())
 
 
 class _Put(QueueHandler):
@@ -54,10 +40,9 @@ class EventLog:
     """`bytes_max` of one file, `keep` older ones beside it. `close` writes what is still queued."""
 
     def __init__(self, path: Path, settings: Settings, bytes_max: int, keep: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         queue: SimpleQueue[Any] = SimpleQueue()
         self._put = _Put(queue)
-        self._listener = QueueListener(queue, _File(path, bytes_max, keep, _text(header(settings))))
+        self._listener = QueueListener(queue, _Made(path, bytes_max, keep, header(settings)))
         self._listener.start()
 
     def restored(self, now_ms: int, events: Iterable[Event], serials: Mapping[str, int] | None = None) -> None:
@@ -79,12 +64,8 @@ class EventLog:
         self._put.handle(record)
 
 
-def _text(line: dict[str, Any]) -> str:
-    return json.dumps(line, separators=(",", ":"), ensure_ascii=False)
-
-
 def event_log_of(config: ServiceConfig) -> EventLog | None:
-    """The one that the service file asks for; None: it asks for none."""
+    """The log that a service file asks for; None: it asks for none."""
     section = config.event_log
     if section is None:
         return None

@@ -15,6 +15,7 @@ GATEWAY_APP = "rayscheduler"
 RUNNER_DEPLOYMENT = "Runner"
 APP_PREFIX = "rs-replica:"
 DEVICE_GROUP = "rayscheduler"
+LOCAL_OPERATOR = "local operator"  # as the audit log calls whoever asks through Ray
 KV_NAMESPACE = b"rayscheduler"
 
 SIMULATED_RESOURCE = "simulated-devices"

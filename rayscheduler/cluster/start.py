@@ -8,6 +8,7 @@ Rules of this file: blocking, for the command line and for tests. Only what was 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import time
 import urllib.error
@@ -21,18 +22,21 @@ import psutil
 import ray
 
 from rayscheduler.cluster.joining import join, use_token
-from rayscheduler.cluster.names import ALLOCATOR, GATEWAY_APP, NAMESPACE
+from rayscheduler.cluster.keys import Scope, digest_of
+from rayscheduler.cluster.names import ALLOCATOR, GATEWAY_APP, LOCAL_OPERATOR, NAMESPACE
 from rayscheduler.cluster.ports import require_free_port
 from rayscheduler.cluster.ray_head import serve_environment, start_head, stop_head
 from rayscheduler.cluster.resources import detect_devices, resources_json
 from rayscheduler.cluster.running import Service, forget, remember
 from rayscheduler.config.service import ServiceConfig, load_config
-from rayscheduler.errors import AllocatorUnavailable, RayschedulerError
+from rayscheduler.errors import AllocatorUnavailable, KeyNeeded, RayschedulerError, RequestRejected
 
 DEPLOY_WITHIN_S = 60.0
 FRONT_DOOR_WITHIN_S = 60.0
 SHUTDOWN_WITHIN_S = 60.0
+KEYS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.02
+ADMIN_KEY = "admin"
 
 Said = Callable[[str], None]
 
@@ -46,6 +50,7 @@ def start_service(
     lend_bytes: int | None = None,
     simulate: str | None = None,
     gateway: Mapping[str, Any] | None = None,
+    admin_key: str | None = None,
     checked: bool = False,
     say: Said = lambda line: None,
     **head_options: Any,
@@ -54,11 +59,13 @@ def start_service(
 
     `address`: join this cluster, as `host:port`, instead of starting a head with what this machine lends
     (`lend_bytes`, `simulate`, and for tests `start_head`'s options). `gateway`: its settings. `host`:
-    where its front door listens; whoever reaches it may ask and operate, so by default only this machine does.
-    What fails is taken down again.
+    where its front door listens; other machines are answered only where there is an API key to let them in.
+    `admin_key`: the key that may do all, called `admin`. What fails is taken down again.
 
-    ConfigError, ResourceError, PortInUse, HeadFailed, VersionMismatch, AllocatorUnavailable.
+    KeyNeeded, ConfigError, ResourceError, PortInUse, HeadFailed, VersionMismatch, AllocatorUnavailable.
     """
+    if address is None and admin_key is None and not is_loopback(host):
+        raise KeyNeeded(host)  # a fresh head has no keys
     deployed = config if isinstance(config, ServiceConfig) else load_config(config)
     service = Service(address or "", f"http://127.0.0.1:{port}", None, owns_serve=False)
     ours = False  # whether what has to be taken down, if this fails, was made here
@@ -79,12 +86,15 @@ def start_service(
         ours = not _allocator_is_there()
         say("starting Ray Serve and the allocator")
         allocator = _make_allocator(checked)
+        listens = _http_host(host)
+        say(_let_in(allocator, admin_key, listens))
         if starts_serve:
             service = replace(service, owns_serve=True)
             _start_serve(host, port)
         _deploy(allocator, deployed)
         say("starting the gateway")
-        _start_gateway(dict(gateway or {}))
+        limits = deployed.limits.gateway_settings()
+        _start_gateway({"needs_key": not is_loopback(listens), **limits, **(gateway or {})})
         service = replace(service, http_url=f"http://127.0.0.1:{_http_port(port)}")
         _wait_front_door(service.http_url)
         remember(service)
@@ -180,12 +190,47 @@ def _http_port(wished: int) -> int:
     return int(client.http_config.port) if client is not None else wished
 
 
+def _http_host(wished: str) -> str:
+    """Serve that was there already listens where it did."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return str(client.http_config.host) if client is not None else wished
+
+
+def is_loopback(host: str) -> bool:
+    """Whether who listens there is reached from its own machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _let_in(allocator: Any, admin_key: str | None, host: str) -> str:
+    """Make the first key, if one is given. Whom the service answers, in words; KeyNeeded where others would be
+    answered, and there is no key."""
+    if admin_key is not None:
+        settings = {"name": ADMIN_KEY, "digest": digest_of(admin_key), "scopes": [scope.value for scope in Scope]}
+        made = allocator.operate.remote(LOCAL_OPERATOR, "create_key", [settings, True])
+        answer = ray.get(made, timeout=KEYS_WITHIN_S)
+        if error := answer.get("error"):
+            raise RequestRejected(error["code"], error["status"], error["message"])
+    count = len(ray.get(allocator.listed_keys.remote(), timeout=KEYS_WITHIN_S))
+    if not count and not is_loopback(host):
+        raise KeyNeeded(host)
+    who = "this machine only" if is_loopback(host) else f"all who reach {host}"
+    key = f"needs one of {count} API keys" if count else "needs no API key (`rayscheduler keys create` makes one)"
+    return f"the service answers {who}, and {key}"
+
+
 def _deploy(allocator: Any, config: ServiceConfig) -> None:
     """Give the allocator its catalog; a restart that this takes is waited for."""
     deadline_s = time.monotonic() + DEPLOY_WITHIN_S
     while True:
         try:
-            ray.get(allocator.deploy.remote(config.to_json()), timeout=DEPLOY_WITHIN_S)
+            ray.get(allocator.operate.remote(LOCAL_OPERATOR, "deploy", [config.to_json()]), timeout=DEPLOY_WITHIN_S)
             return
         except ray.exceptions.RayActorError as problem:
             if time.monotonic() > deadline_s:
@@ -225,7 +270,8 @@ def _shut_down(owns_serve: bool, ends_ray: bool, say: Said) -> None:
     except ValueError:
         raise AllocatorUnavailable("The Ray cluster is there, but no rayscheduler on it.") from None
     try:
-        answer = ray.get(allocator.shutdown.remote(SHUTDOWN_WITHIN_S), timeout=SHUTDOWN_WITHIN_S + 10)
+        ended = allocator.operate.remote(LOCAL_OPERATOR, "shutdown", [SHUTDOWN_WITHIN_S])
+        answer = ray.get(ended, timeout=SHUTDOWN_WITHIN_S + 10)
         if not answer["ok"]:
             say(answer["message"])
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as problem:

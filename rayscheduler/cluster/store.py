@@ -7,13 +7,14 @@ what runs is asked of those who run it.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from ray.experimental import internal_kv
 
 from rayscheduler.cluster.names import KV_NAMESPACE
 
 _CONFIG, _PINS, _SERIAL = b"config", b"pins", b"serial:"
-_SIZE, _LEARNED = b"size:", b"learned:"
+_SIZE, _LEARNED, _KEY = b"size:", b"learned:", b"key:"
 
 
 class Store:
@@ -53,10 +54,21 @@ class Store:
     def learned(self) -> dict[str, str]:
         return _all(_LEARNED)
 
+    def write_key(self, name: str, told: dict[str, Any]) -> None:
+        """An API key: its digest and what it may do."""
+        _put(_KEY + name.encode(), json.dumps(told, sort_keys=True))
+
+    def delete_key(self, name: str) -> None:
+        internal_kv._internal_kv_del(_KEY + name.encode(), namespace=KV_NAMESPACE)
+
+    def keys(self) -> list[dict[str, Any]]:
+        return [json.loads(told) for _, told in sorted(_all(_KEY).items())]
+
     def clear(self) -> None:
-        """The service is taken down: forget it. What was learned of models is true of the next one, too."""
+        """The service is taken down: forget it. What was learned of models is true of the next one, too, and
+        whom it answers is not changed by taking it down."""
         for key in internal_kv._internal_kv_list(b"", namespace=KV_NAMESPACE):
-            if not key.startswith(_LEARNED):
+            if not key.startswith((_LEARNED, _KEY)):
                 internal_kv._internal_kv_del(key, namespace=KV_NAMESPACE)
 
 

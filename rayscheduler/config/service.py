@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -25,6 +25,7 @@ from rayscheduler.config.adapters import (
 )
 from rayscheduler.config.cross_checks import check_catalog
 from rayscheduler.config.fields import Count, CountOrZero, Name, Section, Size
+from rayscheduler.config.limits import LimitsSection
 from rayscheduler.config.models import (
     EngineName,
     EngineWord,
@@ -161,11 +162,21 @@ class EventLogSection(Section):
     keep: CountOrZero = 8  # older files beside it
 
 
+class AuditLogSection(Section):
+    """Where the allocator writes who changed what by hand: loads, pins, keys, the service file."""
+
+    path: Name = Field(examples=["/var/log/rayscheduler/audit.jsonl"])
+    file_size: Size = 64 * 2**20
+    keep: CountOrZero = 8  # older files beside it
+
+
 class ServiceFile(Section):
     """What is served and how."""
 
     scheduler: SchedulerSection = SchedulerSection()
+    limits: LimitsSection = LimitsSection()
     event_log: EventLogSection | None = None
+    audit_log: AuditLogSection | None = None
     models: list[ModelOrAdapter[ModelEntry]] = Field(
         examples=["[{name: a, engine: llama-cpp, source: a.gguf, memory: 2GiB}]"],
     )
@@ -181,6 +192,8 @@ class ServiceConfig:
     path: str
     lines: tuple[int, ...] = ()
     event_log: EventLogSection | None = None
+    audit_log: AuditLogSection | None = None
+    limits: LimitsSection = field(default_factory=LimitsSection)
     adapters: tuple[AdapterSection, ...] = ()
 
     def line_of(self, index: int) -> int | None:
@@ -211,7 +224,9 @@ class ServiceConfig:
             {
                 "scheduler": self.scheduler.model_dump(mode="json", exclude_unset=True),
                 "models": [entry.model_dump(mode="json", exclude_unset=True) for entry in self.entries],
+                "limits": self.limits.model_dump(mode="json", exclude_unset=True),
                 **({"event_log": self.event_log.model_dump(mode="json")} if self.event_log else {}),
+                **({"audit_log": self.audit_log.model_dump(mode="json")} if self.audit_log else {}),
             }
         )
 
@@ -249,7 +264,16 @@ def _config(document: Document, folder: str | None) -> ServiceConfig:
     for adapter in adapters:
         sources.setdefault(adapter.base, []).append(adapter.loaded_from)
     models = [entry.with_adapters(sources.get(entry.name, ())) for entry in models]
-    return ServiceConfig(file.scheduler, models, document.file, lines, file.event_log, tuple(adapters))
+    return ServiceConfig(
+        file.scheduler,
+        models,
+        document.file,
+        lines,
+        file.event_log,
+        audit_log=file.audit_log,
+        limits=file.limits,
+        adapters=tuple(adapters),
+    )
 
 
 def _check_sources(document: Document, entries: Sequence[ModelEntry | AdapterSection]) -> None:

@@ -271,9 +271,13 @@ function drawDecisions(decisions) {
 let shown = null; // what the page was drawn from
 let decisions = [];
 
+// The key stays in this tab: it is gone when the tab is, and sent nowhere but to where the page came from.
 async function ask(path, options) {
-  const answer = await fetch(path, { ...options, signal: AbortSignal.timeout(ANSWERS_WITHIN_MS) });
+  const key = sessionStorage.getItem("key");
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const answer = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(ANSWERS_WITHIN_MS) });
   const said = await answer.json().catch(() => ({}));
+  $("#key").hidden = answer.status !== 401;
   if (!answer.ok) throw new Error(said.error?.message ?? `${path} answers with ${answer.status}`);
   return said;
 }
@@ -346,5 +350,11 @@ $("#theme").addEventListener("click", () => {
   localStorage.setItem("theme", root.dataset.theme);
 });
 $("#filter").addEventListener("input", draw);
+$("#key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("#key input").value.trim());
+  $("#key input").value = "";
+  look();
+});
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 keepLooking();

@@ -1,7 +1,8 @@
 """What operators and the page ask: the state of the cluster, and the verbs load, unload, pin, unpin.
 
 Rules of this file: every answer is a value to be sent as JSON; the allocator is asked once per request and
-never waited for while it is away (its absence is an answer, too). Names of models hold `/` and `:`.
+never waited for while it is away (its absence is an answer, too). Names of models hold `/` and `:`. Any caller
+may look; to change something takes the scope `admin`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rayscheduler.cluster.allocator_port import AllocatorPort, Answer
+from rayscheduler.cluster.keys import Scope
 from rayscheduler.errors import RequestRejected
 from rayscheduler.serving.asgi import Headers, header
+from rayscheduler.serving.keyring import Caller
 from rayscheduler.serving.openai import ApiError
 
 API = "/api/v1/"
@@ -29,14 +32,14 @@ class Admin:
         self._allocator = allocator
         self._created = created
 
-    async def answer(self, method: str, path: str, query: bytes, headers: Headers) -> object:
+    async def answer(self, caller: Caller, method: str, path: str, query: bytes, headers: Headers) -> object:
         """The JSON value for a request to `/v1/models…` or `/api/v1/…`; ApiError 400, 403, 404, 405."""
         if path == MODELS or path.startswith(MODELS + "/"):
             allowed(method, "GET")
-            return await self._models(path[len(MODELS) + 1 :])
+            return await self._models(path[len(MODELS) + 1 :], caller)
         name = path[len(API) :]
         if name.startswith("models/"):
-            return await self._act(method, name[len("models/") :], query, headers)
+            return await self._act(caller, method, name[len("models/") :], query, headers)
         if name == "decisions":
             allowed(method, "GET")
             return await self._decisions(parse_qs(query.decode("latin-1")))
@@ -49,10 +52,12 @@ class Admin:
             return status if name == "status" else status[name]
         raise not_found(path)
 
-    async def _models(self, name: str) -> object:
+    async def _models(self, name: str, caller: Caller) -> object:
+        """Those that the caller may ask."""
         status = await self._allocator.status()
         entries = [self._model_entry(model, status) for model in status["models"]]
         entries += [self._adapter_entry(adapter, status) for adapter in status["adapters"]]
+        entries = [entry for entry in entries if caller.may_ask(entry["id"])]
         if not name:
             return {"object": "list", "data": entries}
         for entry in entries:
@@ -100,19 +105,20 @@ class Admin:
             raise ApiError(400, "no_subject", "Name a model, replica or request in `subject`.", param="subject")
         return unless_refused(await self._allocator.explain(subject))
 
-    async def _act(self, method: str, rest: str, query: bytes, headers: Headers) -> object:
+    async def _act(self, caller: Caller, method: str, rest: str, query: bytes, headers: Headers) -> object:
         name, _, verb = rest.rpartition("/")
         if verb not in VERBS or not name:
             raise not_found(f"{API}models/{rest}")
         allowed(method, "POST")
+        caller.require(Scope.ADMIN)
         _refuse_other_sites(headers)
         if verb == "load":
             wait = parse_qs(query.decode("latin-1")).get("wait", ["false"])[-1]
-            answer = await self._allocator.load(name, wait.lower() in ("1", "true"))
+            answer = await self._allocator.load(name, wait.lower() in ("1", "true"), caller.name)
         elif verb == "unload":
-            answer = await self._allocator.unload(name)
+            answer = await self._allocator.unload(name, caller.name)
         else:
-            answer = await self._allocator.pin(name, verb == "pin")
+            answer = await self._allocator.pin(name, verb == "pin", caller.name)
         return unless_refused(answer)
 
 

@@ -32,10 +32,10 @@ def header(headers: Headers, name: bytes) -> bytes:
     return b""
 
 
-async def read_body(scope: Scope, receive: Receive, bytes_max: int, idle_s: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, bytes_max: int, idle_s: float, whole_s: float) -> bytes:
     """The request's whole body, at most `bytes_max` long.
 
-    ApiError 413 when it is longer, 408 when `idle_s` pass without a byte; ClientGone.
+    ApiError 413 when it is longer, 408 when `idle_s` pass without a byte, or `whole_s` and it is not whole; ClientGone.
     """
     declared = header(scope["headers"], b"content-length")
     too_large = declared.isdigit() and int(declared) > bytes_max
@@ -47,6 +47,8 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int, idle_s: floa
         if len(body) > bytes_max:
             raise _too_large(bytes_max)
         return body
+    clock = asyncio.get_running_loop().time
+    until_s = clock() + whole_s
     parts: list[bytes] = []
     size = 0
     while True:
@@ -65,10 +67,14 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int, idle_s: floa
             raise _too_large(bytes_max)
         if done:
             return b"".join(parts)
+        left_s = until_s - clock()
         try:
-            message = await within(idle_s, receive())
+            message = await within(min(idle_s, left_s), receive())
         except asyncio.TimeoutError:
-            raise ApiError(408, "body_timeout", f"No byte of the body came for {idle_s:g} s.") from None
+            late = f"No byte of the body came for {idle_s:g} s."
+            if left_s < idle_s:
+                late = f"The body was not whole after {whole_s:g} s."
+            raise ApiError(408, "body_timeout", late) from None
 
 
 def _too_large(bytes_max: int) -> ApiError:

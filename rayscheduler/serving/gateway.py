@@ -8,7 +8,8 @@
     GET  /, /page/FILE               the live page (rayscheduler/page/)
 
 Rules of this file: it knows HTTP and the allocator's port, not Ray. Whatever goes wrong before the first
-byte of an answer is one error body in OpenAI's form.
+byte of an answer is one error body in OpenAI's form. Who asks is settled (keyring.py) before anything that is
+sent is read; only health and the page's files, in which nothing is told, are for everybody.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 
 from rayscheduler.cluster.allocator_port import AllocatorPort
 from rayscheduler.cluster.holder import Ask, LeaseLimits, Leases
+from rayscheduler.cluster.keys import Scope as KeyScope
+from rayscheduler.config.limits import LimitsSection
 from rayscheduler.errors import AllocatorUnavailable, RayschedulerError
 from rayscheduler.serving.admin import API, MODELS, Admin, allowed, not_found
 from rayscheduler.serving.asgi import (
@@ -36,6 +39,7 @@ from rayscheduler.serving.asgi import (
     send_json,
     send_whole,
 )
+from rayscheduler.serving.keyring import Keyring
 from rayscheduler.serving.openai import MODEL_PATHS, ApiError, error_body, error_headers, model_call
 from rayscheduler.serving.relay import Relay, RelayLimits
 
@@ -55,12 +59,22 @@ PAGE_HEADERS = [
 ]
 
 
+LIMITS = LimitsSection()
+
+
 @dataclass(frozen=True)
 class GatewayLimits:
-    """A limit on everything that a client or an engine can make us wait for or hold."""
+    """A limit on everything that a client or an engine can make us wait for or hold (config/limits.py says what
+    happens beyond it). `needs_key`: also where no key was made yet nobody gets in without one."""
 
-    body_bytes_max: int = 64 << 20
-    body_idle_s_max: float = 30.0
+    body_bytes_max: int = LIMITS.body
+    body_idle_s_max: float = LIMITS.body_idle / 1000
+    body_s_max: float = LIMITS.body_time / 1000
+    header_bytes_max: int = LIMITS.headers
+    headers_max: int = LIMITS.header_count
+    queue_wait_ms_max: int | None = LIMITS.queue_wait
+    needs_key: bool = False
+    keys_s: float = 1.0  # between two looks at the API keys
     leases: LeaseLimits = field(default_factory=LeaseLimits)
     relay: RelayLimits = field(default_factory=RelayLimits)
 
@@ -74,6 +88,7 @@ class Gateway:
         self.limits = limits or GatewayLimits()
         self.leases = Leases(allocator, holder or f"gateway-{uuid.uuid4().hex[:12]}", self.limits.leases)
         self._relay = Relay(self.leases, self.limits.relay)
+        self.keyring = Keyring(allocator, self.limits.needs_key, self.limits.keys_s)
         self._admin = Admin(allocator, int(time.time()))
         self._page = {
             "/" if file.name == "index.html" else f"/page/{file.name}": (
@@ -88,9 +103,11 @@ class Gateway:
     async def running(self) -> AsyncIterator[Gateway]:
         await self.leases.start()
         await self._relay.start()
+        await self.keyring.start()
         try:
             yield self
         finally:
+            await self.keyring.close()
             await self._relay.close()
             await self.leases.close()
 
@@ -112,6 +129,7 @@ class Gateway:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            self._check_headers(scope)
             path = scope["path"][len(scope.get("root_path", "")) :]
             if path in MODEL_PATHS:
                 await self._relay_model(path, scope, receive, send)
@@ -126,18 +144,25 @@ class Gateway:
             await _send_error(send, ApiError(500, "internal", "The gateway failed; its log says more."))
 
     async def _relay_model(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed(scope["method"], "POST")
         headers: Headers = scope["headers"]
-        body = await read_body(scope, receive, self.limits.body_bytes_max, self.limits.body_idle_s_max)
-        call = model_call(body, header(headers, b"content-type").decode("latin-1"))
-        query = scope.get("query_string")
-        target = f"{path}?{query.decode('latin-1')}" if query else path
-        await self._relay.serve(call, _ask(call.model, headers), target, headers, receive, send)
+        caller = self.keyring.caller(headers)
+        allowed(scope["method"], "POST")
+        caller.require(KeyScope.INFERENCE)
+        with self.keyring.request(caller):
+            limits = self.limits
+            body = await read_body(scope, receive, limits.body_bytes_max, limits.body_idle_s_max, limits.body_s_max)
+            call = model_call(body, header(headers, b"content-type").decode("latin-1"))
+            caller.require_model(call.model)
+            ask = self.keyring.as_urgent_as_allowed(caller, _ask(call.model, headers, limits.queue_wait_ms_max))
+            query = scope.get("query_string")
+            target = f"{path}?{query.decode('latin-1')}" if query else path
+            await self._relay.serve(call, ask, target, headers, receive, send)
 
     async def _answer_ourselves(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         method: str = scope["method"]
         if path == MODELS or path.startswith((MODELS + "/", API)):
-            value = await self._admin.answer(method, path, scope.get("query_string", b""), scope["headers"])
+            caller = self.keyring.caller(scope["headers"])
+            value = await self._admin.answer(caller, method, path, scope.get("query_string", b""), scope["headers"])
             await send_json(send, 200, value, [(b"cache-control", b"no-store")])
         elif path == "/health":
             allowed(method, "GET")
@@ -150,6 +175,14 @@ class Gateway:
         else:
             raise not_found(path)
 
+    def _check_headers(self, scope: Scope) -> None:
+        headers = scope["headers"]
+        size = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+        size += sum(len(name) + len(value) for name, value in headers)
+        if size > self.limits.header_bytes_max or len(headers) > self.limits.headers_max:
+            most = f"{self.limits.header_bytes_max} bytes and {self.limits.headers_max} headers"
+            raise ApiError(431, "headers_too_large", f"Path and headers may be {most} together.")
+
     def _check_health(self) -> None:
         """A restart of the allocator is bridged by waiting; only what outlasts that makes us useless."""
         silent_s = self.leases.allocator_silent_s()
@@ -161,11 +194,11 @@ async def _send_error(send: Send, error: RayschedulerError) -> None:
     await send_whole(send, error.http_status, b"application/json", error_body(error), error_headers(error))
 
 
-def _ask(model: str, headers: Headers) -> Ask:
+def _ask(model: str, headers: Headers, wait_ms_max: int | None) -> Ask:
     """What to ask for; the client may say how urgent it is in `x-rayscheduler-{priority,tier,deadline-ms}`."""
     said = {name: value for name, value in headers if name.startswith(b"x-rayscheduler-")}
     if not said:
-        return Ask(model)
+        return Ask(model, deadline_ms=wait_ms_max)
     tier = said.get(b"x-rayscheduler-tier")
     deadline_ms = _whole_number(said, b"x-rayscheduler-deadline-ms")
     if deadline_ms is not None and deadline_ms <= 0:
@@ -174,7 +207,7 @@ def _ask(model: str, headers: Headers) -> Ask:
         model,
         priority=_whole_number(said, b"x-rayscheduler-priority"),
         tier=None if tier is None else tier.decode("latin-1"),
-        deadline_ms=deadline_ms,
+        deadline_ms=min((ms for ms in (deadline_ms, wait_ms_max) if ms is not None), default=None),
     )
 
 

@@ -75,14 +75,17 @@ def error_body(error: RayschedulerError) -> bytes:
 
 
 def error_headers(error: RayschedulerError) -> list[tuple[bytes, bytes]]:
-    """`Retry-After` (whole seconds) with 429 and 503, `Allow` with 405, and an end to a body not read."""
+    """`Retry-After` (whole seconds) with 429 and 503, `Allow` with 405, what is asked for with 401, and an end to a
+    body not read."""
     headers = []
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     if error.http_status in (429, 503):
         seconds = getattr(error, "retry_after_s", None)
         headers.append((b"retry-after", str(RETRY_AFTER_S if seconds is None else seconds).encode()))
     if allow := getattr(error, "allow", ""):
         headers.append((b"allow", allow.encode()))
-    if error.http_status in (408, 413):
+    if error.http_status in (408, 413, 431):
         headers.append((b"connection", b"close"))
     return headers
 

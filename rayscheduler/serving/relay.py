@@ -8,8 +8,9 @@ What can happen to a request, in the order in which it is looked for:
        on a new lease, then 502.
     4. the replica dies later: a stream of events gets an error event and ends; any other answer is cut
        off, so that nobody takes a part for the whole.
-    5. nothing moves for `idle_s_max`: 504, or as in 4.
-    6. it is answered: status, headers and bytes as they came from the engine.
+    5. the engine sends nothing for `idle_s_max`, or it all takes longer than `answer_s_max`: 504, or as in 4.
+    6. the client takes nothing for `client_idle_s_max`: it is cut off, for it would hold the replica for ever.
+    7. it is answered: status, headers and bytes as they came from the engine.
 In each case the lease ends, once.
 
 Rules of this file: bytes are never looked into, joined or held back; nothing is awaited after a cancel.
@@ -29,6 +30,7 @@ import aiohttp
 from yarl import URL
 
 from rayscheduler.cluster.holder import Ask, Lease, Leases
+from rayscheduler.config.limits import LimitsSection
 from rayscheduler.errors import RayschedulerError
 from rayscheduler.serving.asgi import Headers, Receive, Send
 from rayscheduler.serving.openai import ApiError, ModelCall, error_event
@@ -69,11 +71,17 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
 _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server"}  # our own server says these
 
 
+LIMITS = LimitsSection()
+
+
 @dataclass(frozen=True)
 class RelayLimits:
-    """`idle_s_max`: between two movements of a request that holds a lease, on either side."""
+    """Of a request that holds a lease: `idle_s_max` without a byte from the engine, `client_idle_s_max` without one
+    taken by the client, `answer_s_max` for all of it (None: as long as it moves)."""
 
-    idle_s_max: float = 600.0
+    idle_s_max: float = LIMITS.engine_idle / 1000
+    client_idle_s_max: float = LIMITS.client_idle / 1000
+    answer_s_max: float | None = None if LIMITS.answer is None else LIMITS.answer / 1000
     sweep_s: float = 1.0
     connect_s_max: float = 5.0
 
@@ -83,6 +91,7 @@ class Ending(Enum):
 
     CLIENT_GONE = "the client hung up"
     IDLE = "nothing moved"
+    OVER_TIME = "it took too long"
 
 
 class ReplicaDied(Exception):
@@ -92,12 +101,13 @@ class ReplicaDied(Exception):
 class Exchange:
     """One request that is being relayed. Ends at most once from outside."""
 
-    __slots__ = ("ended", "moved_s", "sending", "started", "streaming", "task")
+    __slots__ = ("begun_s", "ended", "moved_s", "sending", "started", "streaming", "task")
 
     def __init__(self, task: asyncio.Task[None]) -> None:
         self.task = task
         self.ended: Ending | None = None
         self.moved_s: float | None = None  # None: it holds no lease
+        self.begun_s = 0.0  # when it got its lease
         self.started = False  # bytes have gone out
         self.sending = False  # it is the client that we wait for
         self.streaming = False  # the answer is a stream of events
@@ -158,8 +168,8 @@ class Relay:
                 raise  # by the server that runs us, not by us
             if hasattr(task, "uncancel"):  # Python 3.11 counts them
                 task.uncancel()
-            if exchange.ended is Ending.IDLE and not exchange.sending:
-                await self._cut_off(exchange, send, self._engine_silent())
+            if exchange.ended is not Ending.CLIENT_GONE and not exchange.sending:
+                await self._cut_off(exchange, send, self._too_late(exchange.ended))
         finally:
             self._open.discard(exchange)
             watcher.cancel()
@@ -172,7 +182,7 @@ class Relay:
             exchange.moved_s = None
             lease = await self._leases.take(ask)
             try:
-                exchange.moved_s = self._clock()
+                exchange.moved_s = exchange.begun_s = self._clock()
                 await self._ask_engine(exchange, lease, call, target, forwarded, send)
                 return
             except ReplicaDied as error:
@@ -220,6 +230,7 @@ class Relay:
             raise ReplicaDied(f"Replica {lease.replica} ended before its answer began.") from error
         exchange.streaming = response.content_type == "text/event-stream" and "content-encoding" not in response.headers
         exchange.started = exchange.sending = True
+        exchange.moved_s = self._clock()
         head = returned_headers(response.raw_headers)
         await send({"type": "http.response.start", "status": response.status, "headers": head})
         while chunk:
@@ -255,14 +266,25 @@ class Relay:
         """Ends what has not moved for too long: one look a second costs less than a timer per chunk."""
         while True:
             await asyncio.sleep(self._limits.sweep_s)
-            oldest_s = self._clock() - self._limits.idle_s_max
+            now_s = self._clock()
             for exchange in list(self._open):
-                if exchange.moved_s is not None and exchange.moved_s < oldest_s:
-                    exchange.end(Ending.IDLE)
+                if (why := self._overdue(exchange, now_s)) is not None:
+                    exchange.end(why)
 
-    def _engine_silent(self) -> ApiError:
-        limit_s = self._limits.idle_s_max
-        return ApiError(504, "engine_silent", f"The model has sent nothing for {limit_s:g} s.")
+    def _overdue(self, exchange: Exchange, now_s: float) -> Ending | None:
+        limits = self._limits
+        if exchange.moved_s is None:
+            return None
+        if now_s - exchange.moved_s > (limits.client_idle_s_max if exchange.sending else limits.idle_s_max):
+            return Ending.IDLE
+        over_time = limits.answer_s_max is not None and now_s - exchange.begun_s > limits.answer_s_max
+        return Ending.OVER_TIME if over_time else None
+
+    def _too_late(self, why: Ending) -> ApiError:
+        limits = self._limits
+        if why is Ending.OVER_TIME:
+            return ApiError(504, "answer_timeout", f"The answer was not whole after {limits.answer_s_max:g} s.")
+        return ApiError(504, "engine_silent", f"The model has sent nothing for {limits.idle_s_max:g} s.")
 
     def _url(self, endpoint: str, target: str) -> URL:
         """Parsing costs more than looking up; endpoints change with every load, so forget now and then."""

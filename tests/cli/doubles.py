@@ -125,6 +125,8 @@ class FakeService:
         self.asked: list[tuple[object, ...]] = []
         self.stories: list[dict[str, Any]] = []  # what `status` says, one after the other
         self.outcome: Exception | None = None
+        self.key_error: Exception | None = None
+        self.known_keys: list[dict[str, Any]] = []
         self._ended = threading.Event()
 
     @contextmanager
@@ -159,6 +161,20 @@ class FakeService:
     def unpin(self, model: str) -> Mapping[str, Any]:
         self.asked.append(("unpin", model))
         return {"ok": True, "message": f"{model} is no longer pinned"}
+
+    def create_key(self, settings: dict[str, Any], replace: bool = False) -> dict[str, Any]:
+        self.asked.append(("create_key", settings))
+        if error := self.key_error:
+            raise error
+        shown = {key: value for key, value in settings.items() if key != "digest"}
+        return {"ok": True, "message": f"key {settings['name']} is there", "key": shown}
+
+    def revoke_key(self, name: str) -> dict[str, Any]:
+        self.asked.append(("revoke_key", name))
+        return {"ok": True, "message": f"key {name} is revoked"}
+
+    def api_keys(self) -> list[dict[str, Any]]:
+        return self.known_keys
 
     def decisions(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
         self.asked.append(("decisions", limit, subject))

@@ -23,6 +23,7 @@ from tests.cli.conftest import Run
 from tests.cli.doubles import FakeService, model, node, replica, status
 
 GOOD = "models:\n  - {name: a, engine: simulated, memory: 60GiB}\n"
+REAL_START = start.start_service
 UP = Service("10.0.0.1:6379", "http://127.0.0.1:8123", None, owns_serve=True)
 
 
@@ -134,6 +135,45 @@ def test_weights_may_be_elsewhere_in_a_cluster_that_is_joined(stage: Stage, run:
     assert ran.code == 0
     assert ran.err.startswith(f"warning: {catalog}:2: ")
     assert "(on this machine; others of the cluster may have it)" in ran.err
+
+
+def test_other_machines_are_not_answered_without_a_key(
+    stage: Stage, run: Run, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "start_service", REAL_START)
+    ran = run("up", "--config", catalog, "--host", "0.0.0.0", "--simulate-devices", "1x80GiB")
+    assert ran.code == 2
+    assert "--host 0.0.0.0 answers other machines" in ran.one_line
+    assert "--admin-key-file" in ran.one_line
+
+
+def test_the_first_key_comes_from_a_file_or_the_environment(
+    stage: Stage, run: Run, catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "admin.key"
+    file.write_text("f" * 64 + "\n")
+    file.chmod(0o600)
+    ran = run("up", "--config", catalog, "--detach", "--host", "0.0.0.0", "--admin-key-file", file)
+    assert (ran.code, ran.err) == (0, "")
+    assert (stage.started[-1]["admin_key"], stage.started[-1]["host"]) == ("f" * 64, "0.0.0.0")
+    monkeypatch.setenv(commands.ADMIN_KEY_ENV, "e" * 64)
+    assert run("up", "--config", catalog, "--detach").code == 0
+    assert stage.started[-1]["admin_key"] == "e" * 64
+    assert commands.ADMIN_KEY_ENV not in os.environ, "engines inherit it"
+
+
+def test_a_key_file_that_is_none(stage: Stage, run: Run, catalog: Path, tmp_path: Path) -> None:
+    file = tmp_path / "admin.key"
+    ran = run("up", "--config", catalog, "--admin-key-file", file)
+    assert (ran.code, "No such file" in ran.one_line) == (2, True)
+    file.write_text("secret\n")
+    ran = run("up", "--config", catalog, "--admin-key-file", file)
+    assert (ran.code, "openssl rand -hex 32" in ran.one_line) == (2, True)
+    assert "secret" not in ran.one_line.replace(str(file), "")
+    file.write_text("f" * 64)
+    file.chmod(0o644)
+    assert "chmod 600" in run("up", "--config", catalog, "--detach", "--admin-key-file", file).err
+    assert len(stage.started) == 1
 
 
 @pytest.mark.parametrize("option", ["--lend=1GiB", "--simulate-devices=1x1GiB"])

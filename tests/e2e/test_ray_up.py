@@ -10,12 +10,14 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -51,6 +53,8 @@ class LoopbackCluster:
     gcs_port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
+    ray_token: str = field(default_factory=token_hex)
+    admin_key: str = field(default_factory=token_hex)
 
     @property
     def name(self) -> str:
@@ -79,7 +83,11 @@ class LoopbackCluster:
         catalog = self.head.folder / "models.yaml"
         catalog.write_text(MODELS)
         mounts = {"~/models.yaml": str(catalog), "~/rayscheduler/deployments": str(REPOSITORY / "deployments")}
-        assert set(cluster["file_mounts"]) == {"~/models.yaml", "~/rayscheduler"}
+        for remote, secret in (("~/.ray/auth_token", self.ray_token), ("~/admin.key", self.admin_key)):
+            mounts[remote] = str(self.head.folder / cluster["file_mounts"][remote])
+            Path(mounts[remote]).write_text(secret + "\n")
+            Path(mounts[remote]).chmod(0o600)
+        assert set(cluster["file_mounts"]) == (set(mounts) | {"~/rayscheduler"}) - {"~/rayscheduler/deployments"}
         cluster |= {
             "cluster_name": self.name,
             "provider": {"type": "local", "head_ip": HEAD_IP, "worker_ips": [WORKER_IP]},
@@ -131,9 +139,10 @@ def cluster() -> Iterator[LoopbackCluster]:
         yield cluster
 
 
-def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+def ask(url: str, key: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, data, headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
@@ -146,22 +155,26 @@ def until(holds: Callable[[], bool], timeout_s: float, told: Callable[[], str]) 
 
 
 def test_ray_up_serves_and_ray_down_leaves_nothing(cluster: LoopbackCluster) -> None:
-    gateway = f"http://127.0.0.1:{cluster.http_port}"
+    gateway, key = f"http://127.0.0.1:{cluster.http_port}", cluster.admin_key
 
     cluster.launch("up", UP_S_MAX)
 
     def capacities() -> list[int]:
-        devices = [device for node in ask(f"{gateway}/api/v1/nodes") for device in node["devices"]]
+        devices = [device for node in ask(f"{gateway}/api/v1/nodes", key) for device in node["devices"]]
         return sorted(device["capacity_bytes"] // MIB for device in devices)
 
     until(lambda: capacities() == [150, 300], WORKER_S_MAX, cluster.launcher_log)
 
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        ask(f"{gateway}/v1/models", "another key")
     question = {"model": "echo", "messages": [{"role": "user", "content": "Who is there?"}]}
-    answer = ask(f"{gateway}/v1/chat/completions", question)
+    answer = ask(f"{gateway}/v1/chat/completions", key, question)
     assert answer["choices"][0]["message"]["content"].strip() == "a loopback answer"
 
     dashboard = f"http://127.0.0.1:{cluster.dashboard_port}/api/serve/applications/"
-    applications = ask(dashboard)["applications"]
+    with pytest.raises(urllib.error.HTTPError, match=r"40[13]"):
+        ask(dashboard, key)  # Ray's token is another secret
+    applications = ask(dashboard, cluster.ray_token)["applications"]
     assert {name: application["status"] for name, application in applications.items()} == {
         "rayscheduler": "RUNNING",
         "rs-replica:echo@1": "RUNNING",

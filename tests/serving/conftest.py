@@ -18,6 +18,7 @@ from tests.serving.doubles import Engine, FakeAllocator, serving, under_uvicorn
 QUICK = GatewayLimits(
     body_bytes_max=100_000,
     body_idle_s_max=5.0,
+    keys_s=0.005,
     leases=LeaseLimits(away_s_max=0.2, pause_s_min=0.001, pause_s_max=0.01, heartbeat_s=0.02),
     relay=RelayLimits(idle_s_max=60.0, sweep_s=0.01, connect_s_max=2.0),
 )

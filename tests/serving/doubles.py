@@ -17,6 +17,8 @@ from aiohttp import web
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from rayscheduler.cluster.keys import Key, key_of, version_of
+from rayscheduler.cluster.names import LOCAL_OPERATOR
 from rayscheduler.errors import AllocatorUnavailable
 from rayscheduler.serving.gateway import Gateway
 
@@ -61,6 +63,10 @@ class FakeAllocator(Announcer):
         self.unreachable: list[tuple[str, str]] = []
         self.heartbeats: list[tuple[str, list[list[str]]]] = []
         self.verbs: list[tuple[str, str, object]] = []
+        self.acted: list[str] = []  # by whom, for each load, unload, pin
+        self.api_keys: list[Key] = []
+        self.tiers = {"interactive": 100, "batch": 0}
+        self.looked_at_keys = 0
         self.state: dict[str, Any] = {"nodes": [], "replicas": [], "models": [], "adapters": [], "queue": []}
 
     def _call(self, method: str) -> None:
@@ -173,17 +179,45 @@ class FakeAllocator(Announcer):
             return {"error": {"code": "model_not_found", "status": 404, "message": "nothing is known of it"}}
         return {"subject": subject, "kind": "model", "decisions": []}
 
-    async def load(self, model: str, wait: bool = False) -> dict[str, Any]:
-        return self._verb("load", model, wait)
+    async def load(self, model: str, wait: bool = False, by: str = LOCAL_OPERATOR) -> dict[str, Any]:
+        return self._verb("load", model, wait, by)
 
-    async def unload(self, model: str) -> dict[str, Any]:
-        return self._verb("unload", model, None)
+    async def unload(self, model: str, by: str = LOCAL_OPERATOR) -> dict[str, Any]:
+        return self._verb("unload", model, None, by)
 
-    async def pin(self, model: str, pinned: bool) -> dict[str, Any]:
-        return self._verb("pin", model, pinned)
+    async def pin(self, model: str, pinned: bool, by: str = LOCAL_OPERATOR) -> dict[str, Any]:
+        return self._verb("pin", model, pinned, by)
 
-    def _verb(self, verb: str, model: str, argument: object) -> dict[str, Any]:
+    async def keys(self, version: str = "") -> dict[str, Any]:
+        self._call("keys")
+        told = {"keys": [key.told() for key in self.api_keys], "tiers": self.tiers}
+        self.looked_at_keys += 1
+        return {"version": version_of(told), **told} if version_of(told) != version else {"version": version}
+
+    async def known_keys(self) -> None:
+        """Waits until the gateway has seen the keys as they are now."""
+        seen = self.looked_at_keys + 1  # the look that is under way may have been before the change
+        await self.until(lambda: self.looked_at_keys > seen)
+
+    async def create_key(self, settings: dict[str, Any], replace: bool = False) -> dict[str, Any]:
+        self._call("create_key")
+        self.api_keys.append(key_of(settings))
+        return {"ok": True, "message": f"key {settings['name']} is there", "key": {"name": settings["name"]}}
+
+    async def revoke_key(self, name: str) -> dict[str, Any]:
+        self._call("revoke_key")
+        if name not in [key.name for key in self.api_keys]:
+            return {"error": {"code": "key_not_found", "status": 404, "message": f"there is no key {name!r}"}}
+        self.api_keys = [key for key in self.api_keys if key.name != name]
+        return {"ok": True, "message": f"key {name} is revoked"}
+
+    async def listed_keys(self) -> list[dict[str, Any]]:
+        self._call("listed_keys")
+        return [{"name": key.name} for key in self.api_keys]
+
+    def _verb(self, verb: str, model: str, argument: object, by: str) -> dict[str, Any]:
         self._call(verb)
+        self.acted.append(by)
         self.verbs.append((verb, model, argument))
         if model not in self.replicas:
             return {"error": {"code": "model_not_found", "status": 404, "message": f"No model {model}."}}

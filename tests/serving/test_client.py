@@ -70,6 +70,15 @@ async def test_rejection_carries_code_and_status(allocator: FakeAllocator) -> No
     assert (caught.value.code, caught.value.status, caught.value.retry_after_s) == ("queue_full", 429, 3)
 
 
+async def test_keys(allocator: FakeAllocator) -> None:
+    with AllocatorClient(AsyncAllocatorClient(allocator, QUICK)) as client:
+        assert await asyncio.to_thread(client.create_key, {"name": "ops", "digest": "0" * 64})
+        assert await asyncio.to_thread(client.api_keys) == [{"name": "ops"}]
+        assert (await asyncio.to_thread(client.revoke_key, "ops"))["ok"] is True
+        with pytest.raises(RequestRejected, match="no key 'ops'"):
+            await asyncio.to_thread(client.revoke_key, "ops")
+
+
 async def test_verbs(allocator: FakeAllocator) -> None:
     async with AsyncAllocatorClient(allocator, QUICK) as client:
         assert (await client.load("m"))["ok"] is True

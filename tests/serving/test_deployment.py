@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.gateway import build_app
+from deployments.gateway import RELAY_SETTINGS, build_app
 from rayscheduler.serving.gateway import GatewayLimits
+from rayscheduler.serving.relay import RelayLimits
 
 
 def test_unknown_setting_is_named() -> None:
@@ -18,4 +19,7 @@ def test_settings_are_the_gateways() -> None:
     deployment = app._bound_deployment
     assert deployment.num_replicas == 2
     assert deployment.max_ongoing_requests >= 10_000
-    assert deployment.init_kwargs == {"body_bytes_max": 7, "idle_s_max": GatewayLimits().relay.idle_s_max}
+    given = deployment.init_kwargs
+    relay = RelayLimits(**{key: given.pop(key) for key in RELAY_SETTINGS})
+    limits = GatewayLimits(**given)
+    assert (limits, relay) == (GatewayLimits(body_bytes_max=7, needs_key=True), RelayLimits())

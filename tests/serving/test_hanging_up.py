@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
 
 from rayscheduler.errors import AllocatorUnavailable
-from rayscheduler.serving.gateway import Gateway, GatewayLimits
+from rayscheduler.serving.gateway import Gateway
 from rayscheduler.serving.relay import RelayLimits
 from tests.serving.conftest import QUICK, World, a_world
 from tests.serving.doubles import BOUND_S, FakeAllocator, rejection
@@ -82,14 +83,15 @@ async def test_hundred_clients_hang_up_at_once(world: World) -> None:
     await world.one.until(lambda: world.one.hung_up == 50)
 
 
-async def test_client_that_stops_reading_loses_its_lease() -> None:
+@pytest.mark.parametrize("limit", ["client_idle_s_max", "answer_s_max"])
+async def test_client_that_stops_reading_loses_its_lease(limit: str) -> None:
     async def flood(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         while True:
             await response.write(b"data: more\n\n" * 10_000)
 
-    limits = GatewayLimits(leases=QUICK.leases, relay=RelayLimits(idle_s_max=0.1, sweep_s=0.01))
+    limits = replace(QUICK, relay=RelayLimits(sweep_s=0.01, **{limit: 0.1}))
     async with a_world(limits) as world:
         world.one.handler = flood
         address = urlsplit(world.url)
