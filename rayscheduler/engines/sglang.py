@@ -35,6 +35,7 @@ from rayscheduler.engines.protocol import (
     check_environment,
 )
 from rayscheduler.engines.python_package import Package, interpreter, require
+from rayscheduler.engines.residue import SLEEP_MS, WAKE_MS, residue_bytes
 from rayscheduler.engines.sources import engine_source, model_mounts, model_source
 from rayscheduler.errors import EngineError
 from rayscheduler.memory.lora import ADAPTERS
@@ -137,7 +138,8 @@ class SGLang(Engine):
         if not request.sleep or request.backend not in SLEEPING_BACKENDS or request.node_count > 1:
             return None
         sleep = Call("POST", "/release_memory_occupation", "{}")
-        return SleepCalls(sleep, Call("POST", "/resume_memory_occupation", "{}"), level=1)
+        wake = Call("POST", "/resume_memory_occupation", "{}")
+        return SleepCalls(sleep, wake, 1, residue_bytes(request), SLEEP_MS, WAKE_MS)
 
     def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
         """A request says `any:adapter`; what stands before the first colon is not looked at."""

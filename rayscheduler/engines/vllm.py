@@ -29,6 +29,7 @@ from rayscheduler.engines.protocol import (
     check_environment,
 )
 from rayscheduler.engines.python_package import Package, program_path, require
+from rayscheduler.engines.residue import SLEEP_MS, WAKE_MS, residue_bytes
 from rayscheduler.engines.sources import engine_source, model_mounts, model_source
 from rayscheduler.errors import EngineError
 from rayscheduler.memory.lora import VLLM_RANKS, vllm_rank
@@ -38,11 +39,6 @@ NAME = "vllm"
 PACKAGE = Package("vllm", (0, 24), "vllm", "'vllm>=0.24'", program="vllm")
 GUARD = "rayscheduler_guard.Guard"
 SLEEPING_BACKENDS = frozenset({"nvidia", "rocm"})
-# What is not in the pools that sleep empties, on each device: the CUDA context 0.51 GiB, what lies outside the
-# allocator 0.25 and the CUDA graphs of a mixture of experts 1.48; with several devices NCCL makes that 2.05, 2.1, 1.48.
-RESIDUE_BYTES, RESIDUE_BYTES_SEVERAL = 2_304 << 20, 5_888 << 20
-# Before anything was measured. 17 times quicker than the quickest loads, which take some ten seconds.
-SLEEP_MS, WAKE_MS = 1_000, 600
 KV_TYPES: Mapping[str, str] = {  # the catalog's word -> vLLM's
     **{name: name for name in ("auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "nvfp4")},
     "f16": "float16",
@@ -137,9 +133,8 @@ class Vllm(Engine):
         """vLLM parks weights by CUDA's virtual memory, on one node. The guard keeps strangers off the paths."""
         if not request.sleep or request.backend not in SLEEPING_BACKENDS or request.node_count > 1:
             return None
-        residue_bytes = RESIDUE_BYTES if len(request.device_bytes) < 2 else RESIDUE_BYTES_SEVERAL
         sleep, wake = Call("POST", "/sleep?level=1"), Call("POST", "/wake_up")
-        return SleepCalls(sleep, wake, 1, residue_bytes, SLEEP_MS, WAKE_MS)
+        return SleepCalls(sleep, wake, 1, residue_bytes(request), SLEEP_MS, WAKE_MS)
 
     def adapter_calls(self, request: EngineRequest) -> AdapterCalls | None:
         """Behind the guard, as all its paths are; no client can ask the gateway for these."""
