@@ -65,7 +65,7 @@ def watch(world: World, clients: list[Future[list[tuple[str, str]]]]) -> set[int
     seen: set[int] = set()
 
     def all_done(status: Json) -> bool:
-        (node,) = status["nodes"]
+        (node,) = [node for node in status["nodes"] if node["alive"]]
         (device,) = node["devices"]
         assert device["reserved_bytes"] <= device["capacity_bytes"], status
         seen.update(replica["engine_pid"] for replica in status["replicas"] if replica["engine_pid"])

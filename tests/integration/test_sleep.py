@@ -174,12 +174,6 @@ def test_what_cannot_sleep_or_wake_is_ended_and_loaded_anew(two: World) -> None:
         assert stop["reason"] == "crashed"
 
 
-def another_allocator(world: World) -> None:
-    before = world.status()
-    ray.kill(world.allocator, no_restart=False)
-    world.until(lambda now: now["serial"] < before["serial"])
-
-
 def test_a_new_allocator_adopts_who_sleeps_and_who_is_on_the_way(two: World) -> None:
     slow = [entry(name, "2s").replace(": 50ms", ": 1s").replace(": 100ms", ": 1s") for name in ("big", "other")]
     two.deploy("models:\n" + "\n".join(slow))
@@ -187,14 +181,14 @@ def test_a_new_allocator_adopts_who_sleeps_and_who_is_on_the_way(two: World) -> 
     agreed(two)
     engines = [two.pids_of(name) for name in (big, other)]
 
-    another_allocator(two)
+    two.another_allocator()
     assert states(agreed(two)) == {big: "ASLEEP", other: "RUNNING"}
     assert (held_mib(big), held_mib(other)) == (LEFT, WHOLE)
 
     for on_the_way in ("SUSPENDING", "WAKING"):
         lost = two.ask("big" if two.replica(big)["state"] == "ASLEEP" else "other")
         two.until(lambda now, state=on_the_way: state in states(now).values())  # type: ignore[misc]
-        another_allocator(two)
+        two.another_allocator()
         with pytest.raises(ray.exceptions.RayActorError):
             lost.answer()
         asleep = {name for name, state in states(agreed(two)).items() if state == "ASLEEP"}

@@ -132,10 +132,23 @@ class World:
         while not self.call("deploy", config.to_json())["ok"]:
             pass
 
+    def another_allocator(self) -> None:
+        """Kill the allocator; returns when another has taken its place and knows what it has to know."""
+        before = self.call("__ray_call__", _pid)
+        ray.kill(self.allocator, no_restart=False)
+        deadline_s = time.monotonic() + WITHIN_S
+        while self.call("__ray_call__", _pid) == before:  # the old one may still answer
+            assert time.monotonic() < deadline_s
+        self.status()
+
     def pids_of(self, replica: str) -> tuple[int, int]:
         """The runner's and the engine's."""
         found = self.replica(replica)
         return found["runner_pid"], found["engine_pid"]
+
+
+def _pid(actor: object) -> int:
+    return os.getpid()
 
 
 def is_gone(pid: int) -> bool:
