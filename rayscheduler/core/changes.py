@@ -39,9 +39,9 @@ class Changes:
         self._retired: dict[ModelName, ModelRecord] = {}  # not in the catalog (any more); their serials live on
 
     def standing(self) -> list[ModelRecord]:
-        """Models with standing wishes (`replicas.min`, `preload`), by priority, then name."""
+        """Models that may have standing wishes (`replicas.min`, `preload`, elastic ones), by priority, then name."""
         if self._standing is None:
-            wishes = (r for r in self._models.values() if r.model.replicas_min or r.model.preload)
+            wishes = (r for r in self._models.values() if r.model.replicas_min or r.model.preload or r.model.elastic)
             self._standing = sorted(wishes, key=lambda r: (-r.model.priority, r.name))
         return self._standing
 
@@ -193,12 +193,13 @@ class Changes:
         if record is None:
             return
         leaving = all(replica.state is State.STOPPING for replica in record.replicas.values())
-        if not leaving or record.waiting or record.wanted is not None:
+        if not leaving or record.waiting or record.wanted is not None or record.shrinks:
             record.unloaded = True
             self._unload(record, StopReason.UNLOADED, RejectCode.UNLOADED, now_ms)
 
     def _unload(self, record: ModelRecord, reason: StopReason, code: RejectCode, now_ms: int) -> None:
         record.wanted = None
+        record.shrinks = False
         what = "was unloaded" if reason is StopReason.UNLOADED else "was removed from the catalog"
         for replica in list(record.replicas.values()):
             if replica.state is not State.STOPPING:
@@ -253,7 +254,7 @@ class Changes:
         self._fleet.became_idle(replica)
         record.failures, record.backoff_until_ms, record.last_error = 0, None, ""
         record.wanted = None
-        record.idled = False
+        record.idled = record.shrinks = False
         if record.waiting:
             self._requests.may_grant(record)
         else:

@@ -97,6 +97,8 @@ class Fleet:
     def _send_away(self, victim: ReplicaRecord, way: ReplicaId, keeps: Placement | None, now_ms: int) -> None:
         """Drain it first if it serves; then it sleeps (`keeps`: what it will hold) or stops."""
         victim.makes_way_for = way
+        if keeps is None and not victim.abandoned and victim.model.model.needs_less_than(victim.placement):
+            victim.model.shrinks = True
         if victim.leases:
             victim.stop_reason = StopReason.EVICTED
             victim.move(State.DRAINING, now_ms)

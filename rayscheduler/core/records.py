@@ -142,6 +142,7 @@ class ModelRecord:
         "no_fit",
         "replicas",
         "serial",
+        "shrinks",
         "unloaded",
         "waiting",
         "wanted",
@@ -158,6 +159,7 @@ class ModelRecord:
         self.wanted: tuple[int, int] | None = None  # its place in the queue, when an operator asked for a load
         self.wanted_since_ms = 0
         self.unloaded = False  # an operator unloaded it: standing wishes rest until `load`
+        self.shrinks = False  # it had more than it needs, and made way: it is to be loaded again with what is left
         self.idled = False  # it stopped for lack of use: preload rests until it runs again
         self.failures = 0
         self.backoff_until_ms: int | None = None
@@ -181,7 +183,7 @@ class ModelRecord:
         """How many replicas are wanted without anybody asking."""
         if self.unloaded or not self.in_catalog:
             return 0
-        preload = 1 if self.model.preload and not self.idled else 0
+        preload = 1 if self.shrinks or (self.model.preload and not self.idled) else 0
         return max(self.model.replicas_min, preload)
 
     def enqueue(self, waiting: Waiting) -> None:

@@ -216,6 +216,16 @@ class Model:
     load_ms: int = 1000
     sleep: SleepTraits | None = None
 
+    @property
+    def elastic(self) -> bool:
+        """Whether it can use more than it needs."""
+        return bool(self.requirement.bytes_max_by_count)
+
+    def needs_less_than(self, place: Placement) -> bool:
+        """Whether a replica there has more than it needs."""
+        least = self.requirement.bytes_by_count.get(len(place.devices))
+        return self.elastic and least is not None and any(size > least for size in place.device_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

@@ -86,7 +86,8 @@ def test_what_a_victim_leaves_over_is_its_own() -> None:
     assert held(story) == {"a#1": [60], "b#1": [10]}
 
 
-def test_idle_it_makes_way_and_loaded_again_under_pressure_it_gets_less() -> None:
+def test_idle_it_makes_way_and_is_loaded_again_with_what_is_left() -> None:
+    """It shrinks by a restart, without anybody asking for it."""
     story = Story().tell(
         """
         node  n1  80GiB
@@ -96,12 +97,43 @@ def test_idle_it_makes_way_and_loaded_again_under_pressure_it_gets_less() -> Non
         > started a#1   -> grant r1 a#1
         > ended r1      ->
         > request b r2  -> stop a#1 evicted for b#1
-        > stopped a#1   -> start b#1 n1/0
+        > stopped a#1   -> start b#1 n1/0; start a#2 n1/0
         > started b#1   -> grant r2 b#1
-        > request a r3  -> start a#2 n1/0
+        > started a#2   ->
+        > request a r3  -> grant r3 a#2
         """
     )
     assert held(story) == {"a#2": [40], "b#1": [40]}
+
+
+def test_for_its_return_nobody_leaves() -> None:
+    """It comes back when its minimum is free, and has made way for good once that is all that it had."""
+    story = Story().tell(
+        """
+        node  n1  80GiB
+        model a   20GiB most=70GiB gpus=1
+        model b   70GiB
+        model c   75GiB
+        > request a r1  -> start a#1 n1/0
+        > started a#1   -> grant r1 a#1
+        > ended r1      ->
+        > request b r2  -> stop a#1 evicted for b#1
+        > stopped a#1   -> start b#1 n1/0
+        > started b#1   -> grant r2 b#1
+        > ended r2      ->
+        > unload b      -> stop b#1 unloaded
+        > stopped b#1   -> start a#2 n1/0
+        > started a#2   ->
+        > request c r3  -> stop a#2 evicted for c#1
+        > stopped a#2   -> start c#1 n1/0
+        > unload a      ->
+        > started c#1   -> grant r3 c#1
+        > ended r3      ->
+        > unload c      -> stop c#1 unloaded
+        > stopped c#1   ->
+        """
+    )
+    assert held(story) == {}
 
 
 def test_where_the_device_is_the_hosts_memory_both_are_charged_to_it() -> None:
