@@ -26,7 +26,7 @@ SETTINGS = {
     "eight bits": {"context": 4096, "concurrency": 2, "kv_type": "q8_0"},
     "without flash attention": {"context": 1024, "flash_attention": False},
 }
-# So small a gemma3 without flash attention is 3.2 % larger than estimated; the real one is exact.
+# So small a gemma3 without flash attention is a little more than 3 % off; the real one is exact.
 ODD = {("gemma3", "without flash attention")}
 
 
