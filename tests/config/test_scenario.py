@@ -343,10 +343,10 @@ def test_a_long_day_is_read_in_time() -> None:
     """4,000 requests: nothing in here may grow with the square of the file."""
     head = "nodes: [{name: n, backend: nvidia, devices: 1x80GiB}]\nmodels: [{name: a, memory: 1}]\nevents:\n"
     day = "".join(f"  - {{at: {n}ms, request: r{n}, model: a, duration: 3s}}\n" for n in range(4000))
-    before = time.monotonic()
+    before = time.process_time()
     assert len(scenario_from_text(head + day).events) == 4000
-    assert time.monotonic() - before < 3
-    before = time.monotonic()
+    assert time.process_time() - before < 3
+    before = time.process_time()
     with pytest.raises(ConfigError, match=r"^<scenario>:4: events\[0\]\.modle: .* did you mean model\?$"):
         scenario_from_text(head + day.replace("model", "modle"))
-    assert time.monotonic() - before < 3
+    assert time.process_time() - before < 3
