@@ -67,6 +67,7 @@ class Dispatch:
                 case StopReplica():
                     orders.append(self._stop(decision))
                 case SleepReplica():
+                    self._adapters.replica_gone(decision.replica)  # what it keeps over a sleep, its engine is asked
                     self._roster.sleep(decision.replica, decision.nap, decision.keeps)
                 case WakeReplica():
                     orders += self._wake(decision, nodes)
